@@ -1,0 +1,44 @@
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint type bench
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+# two processes on two cores leave no core for a second thread of each
+TEST_JOBS ?= 2
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+
+.venv/installed: pyproject.toml constraints.txt
+ifdef UV
+	uv venv --quiet --allow-existing --python $(PYTHON) .venv
+	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+else
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+endif
+	@touch $@
+
+install: .venv/installed ## set up .venv (about 20 s with uv, 2 to 3 min with pip)
+
+demo: install ## train GENESIS-V2 on embedded data for at most 5 minutes and show the result
+	$(BIN)/lightning-genesis demo
+
+test: install ## run the tests (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -q
+
+test-slow: install ## run the slow tests too (longer)
+	$(BIN)/python -m pytest -q -m 'slow or not slow'
+
+lint: install ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install ## check types
+	$(BIN)/mypy
+
+bench: install ## measure training steps, data and metrics
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/metrics.py

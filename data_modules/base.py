@@ -1,0 +1,360 @@
+"""What all datasets share: preparation, the order of the images, loaders and the batch they give."""
+
+import inspect
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.loops.progress import _ProcessedTracker
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset
+
+from data_modules.sampler import ResumableLoader, ShardedSampler, TrainingBatchSampler
+from data_modules.store import Arrays, DataError, Store, write_store
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+Batch = dict[str, Any]
+
+_STAGES: dict[str | None, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": (),
+    None: SPLITS,
+}
+# arguments that do not change the prepared data
+_LOADING = ("self", "batch_size", "num_workers", "seed", "num_slots")
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """How one split becomes a store."""
+
+    path: Path
+    """Folder of the store. Other settings must give another one."""
+    count: int
+    """Number of images, or the most there can be."""
+    record_bytes: int
+    """Bytes per image in the store."""
+    settings: Mapping[str, Any]
+    """Plain values the data depend on; a store made with others is refused."""
+    source: Mapping[str, Any]
+    """Where the data come from, noted in the manifest."""
+    build: Callable[[], Iterator[Arrays]]
+    """Gives the records in chunks: `images` uint8 `[n, H, W, 3]`, `segmentations` uint8 `[n, H, W]` if there
+    are masks, `labels.<key>` `[n]` and `objects.<key>` `[n, M, ...]` if there are any."""
+
+
+def make_batch(indices: list[int], arrays: Mapping[str, NDArray[Any]]) -> Batch:
+    """Turn records into the batch that every model reads.
+
+    Returns:
+        `image` uint8 `[B, 3, H, W]` and `index` int64 `[B]`; where the arrays are there, `segmentation` uint8
+        `[B, H, W]` and dicts `labels` of `[B]` and `objects` of `[B, M, ...]`.
+    """
+    images = np.ascontiguousarray(arrays["images"].transpose(0, 3, 1, 2))
+    batch: Batch = {"image": torch.from_numpy(images), "index": torch.tensor(indices, dtype=torch.int64)}
+    if "segmentations" in arrays:
+        batch["segmentation"] = torch.from_numpy(arrays["segmentations"])
+    for name, array in arrays.items():
+        group, _, key = name.partition(".")
+        if key:
+            batch.setdefault(group, {})[key] = torch.from_numpy(array)
+    return batch
+
+
+class StoreDataset(Dataset[Batch]):
+    """Batches out of a store; `dataset[i]` is a batch of one."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return make_batch(indices, self.store.read(indices))
+
+
+def _as_is(batch: Batch) -> Batch:
+    """Collate nothing: datasets give whole batches."""
+    return batch
+
+
+class SceneDataModule(LightningDataModule):
+    """A dataset of scenes: prepares itself, owns the order of the images, gives batches as plain dicts.
+
+    A new dataset gives its `name` and either `plan`, which says how each split becomes a store, or its own
+    `prepare` and `open_dataset`. The constructor only keeps settings; nothing is read or written before
+    `prepare` or `setup`.
+
+    In training, `batch_size` counts the images of a step over all ranks (before gradient accumulation), so
+    one rank and many see the same global batches. Evaluation goes through the images in order, image `i` on
+    rank `i % world_size`. Under more than one rank the Trainer needs `use_distributed_sampler=False`.
+
+    Args:
+        image_size: height and width of the images.
+        num_slots: the paper's K.
+        num_background: ids of `segmentation` below this are background.
+        root: folder for prepared data.
+        batch_size: images per training step over all ranks.
+        num_workers: loader processes; 0 reads in the training process.
+        seed: order of the training images.
+
+    Raises:
+        DataError: if a setting is out of its range.
+    """
+
+    name: str | None = None
+    """NAME in `lightning-genesis prepare NAME`."""
+    prepares_on_fit: ClassVar[bool] = True
+    """Whether `fit` makes missing stores by itself. False for what takes more than minutes: then it stops
+    with the command to run, and does not compare checksums at every start."""
+    # a rank may have no image of a small evaluation set
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        num_slots: int,
+        num_background: int = 1,
+        root: str = "data",
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        smallest = {"image_size": 1, "num_slots": 1, "batch_size": 1, "num_workers": 0, "seed": 0}
+        given = {
+            "image_size": image_size,
+            "num_slots": num_slots,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "seed": seed,
+        }
+        for key, value in given.items():
+            if value < smallest[key]:
+                raise DataError(f"{key}: {value}, expected {smallest[key]} or more; correct the setting")
+        self.image_size = image_size
+        self.num_slots = num_slots
+        self.num_background = num_background
+        self.root = root
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._datasets: dict[Split, Dataset[Batch]] = {}
+
+    # ---- what a dataset gives
+
+    def plan(self, split: Split) -> StorePlan:
+        """How a split becomes a store."""
+        raise NotImplementedError
+
+    def open_dataset(self, split: Split) -> Dataset[Batch]:
+        """Open a split; the dataset gives whole batches by `__getitems__`.
+
+        Raises:
+            DataError: if it is not prepared or damaged.
+        """
+        plan = self.plan(split)
+        return StoreDataset(Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings))
+
+    # ---- preparation
+
+    def prepare_command(self) -> str:
+        """The command that prepares these data with these settings."""
+        words = ["lightning-genesis", "prepare", str(self.name)]
+        for key, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, key, parameter.default)
+            if key == "root" or (key not in _LOADING and value != parameter.default):
+                words += [f"--{key}", shlex.quote(str(value))]
+        return " ".join(words)
+
+    def prepare(self) -> None:
+        """Make the stores that are missing and check the others byte by byte; doing it twice does no harm.
+
+        Raises:
+            DataError: if a store is damaged, or the disk too small.
+        """
+        missing: dict[Split, StorePlan] = {}
+        for split in SPLITS:
+            plan = self.plan(split)
+            # a dangling link counts as something in the way
+            if os.path.lexists(plan.path):
+                Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings).verify()
+            else:
+                missing[split] = plan
+        if missing:
+            self._make_stores(missing)
+
+    def _make_stores(self, plans: Mapping[Split, StorePlan]) -> None:
+        console = Console(stderr=True)
+        free = _free_bytes(Path(self.root))
+        needed = {split: plan.count * plan.record_bytes for split, plan in plans.items()}
+        parts = ", ".join(
+            f"{split} {plan.count:,} images ({_size(needed[split])})" for split, plan in plans.items()
+        )
+        console.print(
+            f"{self.name}: {parts} into {self.root}; {_size(free)} free", highlight=False, soft_wrap=True
+        )
+        if sum(needed.values()) > free:
+            raise DataError(
+                f"{self.root}: {_size(free)} free, expected {_size(sum(needed.values()))} for {self.name}; "
+                "free space or choose another `root`"
+            )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            for split, plan in plans.items():
+                task = progress.add_task(f"{self.name} {split}", total=plan.count)
+                write_store(
+                    plan.path,
+                    plan.build(),
+                    name=str(self.name),
+                    split=split,
+                    settings=plan.settings,
+                    source=plan.source,
+                    advance=partial(progress.advance, task),
+                )
+
+    def prepare_data(self) -> None:
+        """Lightning's hook, on one process per node: prepare, or stop with the command if that takes long.
+
+        Raises:
+            DataError: as `prepare`.
+        """
+        if self.prepares_on_fit:
+            self.prepare()
+        else:
+            for split in SPLITS:
+                self.open_dataset(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a stage needs.
+
+        Raises:
+            DataError: if one is not prepared or damaged.
+        """
+        for split in _STAGES[stage]:
+            self.dataset(split)
+        if stage == "predict":
+            self.predict_dataset()
+
+    def dataset(self, split: Split) -> Dataset[Batch]:
+        """A split, opened once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.open_dataset(split)
+        return self._datasets[split]
+
+    def predict_dataset(self) -> Dataset[Batch]:
+        """What `predict` runs over: the test images."""
+        return self.dataset("test")
+
+    # ---- loaders
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches, continued where the Trainer stands.
+
+        Raises:
+            DataError: if `batch_size` suits neither the number of ranks nor the set.
+        """
+        dataset = self.dataset("train")
+        rank, world_size = self._rank()
+        sampler = TrainingBatchSampler(
+            _length(dataset),
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            position=None if self.trainer is None else self._batches_trained,
+            repeat=self._overfit_batches(_length(dataset) // self.batch_size),
+        )
+        return ResumableLoader(dataset, batch_sampler=sampler, **self._loader_arguments())
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation images in order."""
+        return self._evaluation_loader(self.dataset("val"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test images in order."""
+        return self._evaluation_loader(self.dataset("test"))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The images of `predict_dataset` in order."""
+        return self._evaluation_loader(self.predict_dataset())
+
+    def _evaluation_loader(self, dataset: Dataset[Batch]) -> DataLoader[Any]:
+        rank, world_size = self._rank()
+        sampler = ShardedSampler(_length(dataset), rank, world_size)
+        batch_size = max(1, self.batch_size // world_size)
+        return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_arguments())
+
+    def _loader_arguments(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": _as_is,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+            # a loader draws a seed for its workers at every start: not from torch's own generator
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+    def _rank(self) -> tuple[int, int]:
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return 0, 1
+        if getattr(trainer._accelerator_connector, "use_distributed_sampler", False):
+            raise DataError(
+                "trainer.use_distributed_sampler: True, expected False, because the data module shards by "
+                "itself; give `--trainer.use_distributed_sampler=false`"
+            )
+        return trainer.global_rank, trainer.world_size
+
+    def _batches_trained(self) -> int:
+        """Number of batches in all epochs, restored from a checkpoint before the loader is made.
+
+        `processed`, not `completed`: a checkpoint written at a batch's end does not count it as completed.
+        """
+        assert self.trainer is not None
+        total = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        assert isinstance(total, _ProcessedTracker)
+        return total.processed
+
+    def _overfit_batches(self, num_batches: int) -> int | None:
+        limit: float = getattr(self.trainer, "overfit_batches", 0.0)
+        if not limit:
+            return None
+        return max(1, limit if isinstance(limit, int) else int(limit * num_batches))
+
+
+def _length(dataset: Dataset[Batch]) -> int:
+    return len(dataset)  # type: ignore[arg-type]
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free space where a folder is or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _size(count: int) -> str:
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return f"{count} bytes"

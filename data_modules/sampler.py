@@ -1,0 +1,138 @@
+"""Which images make which batch: the same global batches on any number of ranks, and after a resume."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from data_modules.store import DataError
+
+
+class TrainingBatchSampler(BatchSampler):
+    """One endless stream of shuffled batches, of which every epoch is the next stretch.
+
+    Batch `g` of the stream is a slice of the permutation that belongs to (`seed`, `g // batches per
+    permutation`); a permutation's last, partial batch is dropped. Rank `r` takes the `r`-th part of each
+    global batch. An iterator starts at the number of batches the Trainer has trained on, so a run that is
+    resumed in the middle of an epoch goes on with the next batch, whatever the loader's processes had fetched
+    ahead. With `limit_train_batches`, the next epoch therefore goes on through the permutation.
+
+    No global random generator is read or moved.
+
+    Args:
+        num_images: length of the dataset.
+        batch_size: images per batch over all ranks.
+        seed: order of the images.
+        rank: this process.
+        world_size: number of processes.
+        position: number of batches trained on so far; None starts one permutation after the other.
+        repeat: go around in the first `repeat` batches of the stream, for `overfit_batches`.
+
+    Raises:
+        DataError: if `batch_size` exceeds the dataset or is no multiple of `world_size`.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        position: Callable[[], int] | None = None,
+        repeat: int | None = None,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise DataError(
+                f"batch_size: {batch_size} on {world_size} ranks, expected a multiple of {world_size}; "
+                "change `batch_size` or the number of devices"
+            )
+        if num_images < batch_size:
+            raise DataError(
+                f"batch_size: {batch_size}, expected at most the {num_images} images of the training set; "
+                "choose a smaller `batch_size`"
+            )
+        super().__init__(range(num_images), batch_size // world_size, drop_last=True)
+        self.num_images = num_images
+        self.global_batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self._position = position
+        self._repeat = repeat
+        self._passes = 0
+
+    def __len__(self) -> int:
+        """Number of batches in a permutation."""
+        return self.num_images // self.global_batch_size
+
+    def permutation(self, number: int) -> np.ndarray:
+        """The `number`-th order of the images, `[num_images]`."""
+        return np.random.default_rng((self.seed, number)).permutation(self.num_images)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # read now, not at the first batch: the Trainer makes the iterator when its counters are right
+        start = self._passes * len(self) if self._position is None else self._position()
+        self._passes += 1
+        return self._batches(start)
+
+    def _batches(self, start: int) -> Iterator[list[int]]:
+        number, order = -1, np.empty(0, np.int64)
+        # the Trainer takes what is left of its epoch; a full length never ends before that
+        for batch in range(start, start + len(self)):
+            if self._repeat is not None:
+                batch %= self._repeat
+            if number != batch // len(self):
+                number = batch // len(self)
+                order = self.permutation(number)
+            first = batch % len(self) * self.global_batch_size + self.rank * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+
+
+class ShardedSampler(SequentialSampler):
+    """The images in order, every `world_size`-th for this rank: nothing padded, nothing dropped.
+
+    Args:
+        num_images: length of the dataset.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(num_images))
+        self._indices = range(rank, num_images, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader over a `TrainingBatchSampler` that Lightning recognises as resumable.
+
+    Its position comes from the Trainer. What a checkpoint keeps of it is only what the order of the images
+    depends on, to warn when a resumed run would see another order.
+    """
+
+    def state_dict(self) -> dict[str, int]:
+        """Seed, global batch size and number of images."""
+        sampler = self.batch_sampler
+        assert isinstance(sampler, TrainingBatchSampler)
+        return {
+            "seed": sampler.seed,
+            "batch_size": sampler.global_batch_size,
+            "num_images": sampler.num_images,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Warn about what differs from the run that is resumed."""
+        differing = [
+            f"{k} {state.get(k)} then, {v} now" for k, v in self.state_dict().items() if state.get(k) != v
+        ]
+        if differing:
+            rank_zero_warn(
+                f"the resumed run sees the training images in another order: {'; '.join(differing)}"
+            )

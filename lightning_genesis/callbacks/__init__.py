@@ -1,0 +1,1 @@
+"""Callbacks; they know the contracts and Lightning, no model and no dataset."""

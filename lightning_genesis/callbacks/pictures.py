@@ -1,0 +1,112 @@
+"""Pictures of what a model sees and dreams, the same in every logger and as PNG files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+from torchvision.utils import save_image
+
+from lightning_genesis.callbacks.drawing import mask_grid, reconstruction_grid, sample_grid
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.scene import IndexedNoise
+
+SAMPLE_SEED = 1
+"""Samples of different steps come from the same noise, so that they can be compared."""
+
+
+class Pictures(pl.Callback):
+    """Draws the first images of the evaluation split and samples from the prior.
+
+    `reconstructions` has one row per image: input, reconstruction, segmentation by decoded and by attention
+    masks, then every slot's masked component. `samples` likewise. `initial_masks` shows the attention masks
+    before the first step: blobs of similar size that tile the image (GENESIS-V2, Figure 9) say that an
+    installation works. All go to `pictures/` in the run's folder, to W&B and to TensorBoard.
+
+    Args:
+        num_images: rows of each picture; 0 draws none.
+        every: steps between pictures; besides, the first batch of every validation that falls due is used.
+        temperature: of the samples.
+    """
+
+    def __init__(self, num_images: int = 8, every: int = 25_000, temperature: float = 1.0) -> None:
+        self.num_images, self.every, self.temperature = num_images, every, temperature
+        self._drawn = -1
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the initial masks of a run that starts."""
+        self._drawn = trainer.global_step // self.every - 1 if trainer.global_step else -1
+        if trainer.global_step or trainer.fast_dev_run or not (trainer.is_global_zero and self.num_images):
+            return
+        loader = trainer.datamodule.val_dataloader()
+        batch = next(iter(loader), None)
+        if batch is None:
+            return
+        batch = {name: batch[name][: self.num_images].to(pl_module.device) for name in ("image", "index")}
+        images, scene = self._scene(pl_module, pl_module.on_after_batch_transfer(batch, 0))
+        if scene.attention_log_masks is not None:
+            self._write(trainer, "initial_masks", mask_grid(images, scene), 0)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draws the first batch, if pictures are due."""
+        due = not trainer.training or trainer.global_step // self.every > self._drawn
+        if batch_idx == 0 and due and not trainer.sanity_checking:
+            self._drawn = trainer.global_step // self.every
+            self._draw(trainer, pl_module, batch, trainer.global_step)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draws the first batch of the test split."""
+        if batch_idx == 0:
+            self._draw(trainer, pl_module, batch, None)
+
+    def _draw(self, trainer: pl.Trainer, pl_module: Any, batch: Any, step: int | None) -> None:
+        if trainer.fast_dev_run or not (trainer.is_global_zero and self.num_images):
+            return
+        images, scene = self._scene(pl_module, batch)
+        stage = "" if step is not None else "test_"
+        self._write(trainer, f"{stage}reconstructions", reconstruction_grid(images, scene), step)
+        rows = range(self.num_images)
+        try:
+            noise = IndexedNoise(SAMPLE_SEED, rows)
+            samples = pl_module.sample(self.num_images, temperature=self.temperature, noise=noise)
+        except ConfigurationError:  # a model without a prior over scenes
+            return
+        self._write(trainer, f"{stage}samples", sample_grid(samples), step)
+
+    @torch.no_grad()
+    def _scene(self, pl_module: Any, batch: Any) -> tuple[Tensor, Any]:
+        few = {name: batch[name][: self.num_images] for name in ("image", "index")}
+        was_training = pl_module.training
+        pl_module.eval()
+        scene = pl_module.predict_step(few, 0)
+        pl_module.train(was_training)
+        return few["image"], scene
+
+    def _write(self, trainer: pl.Trainer, name: str, picture: Tensor, step: int | None) -> None:
+        folder = Path(trainer.default_root_dir) / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        file_name = f"{name}.png" if step is None or name == "initial_masks" else f"{name}-{step:06d}.png"
+        save_image(picture, folder / file_name)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"pictures/{name}", [picture.cpu()], step=step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"pictures/{name}", picture, step or 0)

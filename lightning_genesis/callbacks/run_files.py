@@ -1,0 +1,50 @@
+"""What a run writes about itself: its configuration, and its numbers in step with its checkpoint."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
+
+from lightning_genesis.loggers import RunCSVLogger
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the run's folder and the same tree to W&B, on rank zero.
+
+    Args:
+        parser: of the subcommand.
+        config: what it parsed.
+        folder: the run's folder.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
+        # Where this run starts from is no part of what it is: the file must make the run again.
+        config = config.clone()
+        config["ckpt_path"] = None
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.folder = folder
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes the file under a temporary name, then renames it."""
+        text = self.parser.dump(self.config, skip_none=False)
+        if stage == "fit":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / ".config.yaml.tmp"
+            temporary.write_text(text)
+            temporary.rename(self.folder / "config.yaml")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+
+
+class ContinueLog(pl.Callback):
+    """Makes the CSV file end where the checkpoint that a run resumes from was written."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drops the rows that will be logged again."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunCSVLogger):
+                logger.drop_after(trainer.global_step)

@@ -1,0 +1,98 @@
+"""The `lightning-genesis` command. What every command needs to answer `--help` is here; the rest is imported
+when a command runs, so that help and version do not wait for torch."""
+
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+from lightning_genesis import __version__
+
+COMMANDS = {
+    "fit": "train a model:      fit --config experiments/genesisv2_multidsprites.yaml",
+    "validate": "score on the validation split:  validate --config runs/NAME/config.yaml --ckpt_path best",
+    "test": "score on the test split:        test --config runs/NAME/config.yaml --ckpt_path best",
+    "predict": "write masks and components of images to disk:  predict --config ... --ckpt_path best",
+    "prepare": "build a dataset's store:  prepare multi_dsprites --root data",
+    "export": "write a run's weights as safetensors:  export runs/NAME weights.safetensors",
+    "demo": "train the quickstart on embedded data and show what came of it",
+}
+
+
+def usage() -> str:
+    """The text of `--help`."""
+    commands = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    return (
+        f"Lightning Genesis {__version__}: object-centric generative models, trained, compared and reused.\n\n"
+        f"usage: lightning-genesis COMMAND [OPTIONS]\n\n{commands}\n\n"
+        "`lightning-genesis COMMAND --help` lists the options of a command, `fit --print_config` a whole\n"
+        "configuration. `fit --ckpt_path last` resumes a run, `--run.name NAME` names it."
+    )
+
+
+def _training(command: str) -> Callable[[Sequence[str]], None]:
+    def run(args: Sequence[str]) -> None:
+        from lightning_genesis.experiment import main
+
+        main([command, *args])
+
+    return run
+
+
+def _prepare(args: Sequence[str]) -> None:
+    from lightning_genesis.prepare import main
+
+    main(args)
+
+
+def _export(args: Sequence[str]) -> None:
+    from lightning_genesis.export import main
+
+    main(args)
+
+
+def _demo(args: Sequence[str]) -> None:
+    from lightning_genesis.demo import main
+
+    main(args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command; what a user can mend is shown as one line.
+
+    Returns:
+        0, or 2 after an error that a user can mend.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"lightning-genesis {__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        close = get_close_matches(command, COMMANDS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        print(
+            f"lightning-genesis: no command {command!r}{hint}; known are {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    own = {"prepare": _prepare, "export": _export, "demo": _demo}
+    return _run(own.get(command) or _training(command), rest)
+
+
+def _run(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> int:
+    from data_modules.store import DataError
+    from lightning_genesis.errors import UserError
+
+    try:
+        command(args)
+    except (UserError, DataError) as error:
+        print(f"lightning-genesis: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

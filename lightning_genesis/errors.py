@@ -1,0 +1,17 @@
+"""Errors that a user can mend: the message is one line, and the command shows that line alone."""
+
+
+class UserError(Exception):
+    """Something the user gave does not fit; the message names it, what was found and what to do."""
+
+
+class ConfigurationError(UserError, ValueError):
+    """An option or a combination of options."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint file."""
+
+
+class NonFiniteError(UserError, RuntimeError):
+    """A loss or gradient was not finite; the step that it belonged to changed no weight."""

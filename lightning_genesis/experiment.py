@@ -1,0 +1,265 @@
+"""The training command: Lightning's CLI with the checks, the run folder and the callbacks of every run."""
+
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+
+from data_modules import SceneDataModule
+from lightning_genesis.callbacks.checkpoints import CheckpointOptions
+from lightning_genesis.callbacks.pictures import Pictures
+from lightning_genesis.callbacks.predictions import PredictionWriter
+from lightning_genesis.callbacks.progress import ProgressBar, Throughput
+from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
+from lightning_genesis.checkpoint import load_weights, read_checkpoint
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.loggers import RunCSVLogger, make_wandb_logger
+from lightning_genesis.messages import explain
+from lightning_genesis.models import SceneModel
+from lightning_genesis.run import find_checkpoint
+
+LINKS = ("num_slots", "image_size", "num_background")
+"""What the data know and the model needs."""
+MAY_DIFFER = ("compile",)
+"""Model values that change how a model runs, not what it is."""
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_steps": 500_000,
+    "max_epochs": -1,
+    "val_check_interval": 5000,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 100,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+}
+
+
+@dataclass
+class RunOptions:
+    """Where a run writes.
+
+    Args:
+        name: of the run; by default the experiment's file name and the seed.
+        root: folder of all runs.
+        wandb: log to W&B as well.
+    """
+
+    name: str | None = None
+    root: str = "runs"
+    wandb: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.root) / (self.name or "unnamed")
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser with errors of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises what the command shows as one line.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        options = [option for action in self._actions for option in action.option_strings]
+        raise ConfigurationError(explain(message, options)) from ex
+
+
+class ExperimentCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` of any model on any data.
+
+    Args:
+        args: the command line after the program's name.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = list(args)
+        self.run_options = RunOptions()
+        sys_argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns when both are there
+        try:
+            super().__init__(
+                SceneModel,
+                SceneDataModule,
+                save_config_callback=RunConfig,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs={"prog": "lightning-genesis"},
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=self.arguments,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            sys.argv = sys_argv
+
+    # ---------------------------------------------------------------- arguments
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what every run has besides model, data and trainer."""
+        parser.add_argument(
+            "--init_from", type=str | None, default=None, help="start from these weights at step 0"
+        )
+        parser.add_class_arguments(RunOptions, "run")
+        parser.add_class_arguments(CheckpointOptions, "checkpoint")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        for name in LINKS:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint overrule the configuration here; we compare them later instead."""
+
+    def before_instantiate_classes(self) -> None:
+        """Names the run, finds the checkpoint, and refuses what would be ignored."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        self._refuse_linked_values(config.model)
+        self._set_up_run(config)
+        self._find_checkpoint(config)
+
+    def _refuse_linked_values(self, model: Any) -> None:
+        module, _, kind = model.class_path.rpartition(".")
+        defaults = inspect.signature(getattr(import_module(module), kind)).parameters
+        for name in LINKS:
+            value = (model.get("init_args") or {}).get(name)
+            if value is not None and (name not in defaults or value != defaults[name].default):
+                raise ConfigurationError(
+                    f"model.init_args.{name}={value} would be ignored: the model takes it from the data; "
+                    f"use --data.{name} (or --data.init_args.{name}) where the data have that option"
+                )
+
+    def _set_up_run(self, config: Any) -> None:
+        if config.run.name is None:
+            stem = (
+                Path(str(config.config[0])).stem
+                if config.get("config")
+                else config.model.class_path.split(".")[-1]
+            )
+            config.run.name = f"{stem}-seed{config.seed_everything}"
+        self.run_options = RunOptions(**config.run.as_dict())
+
+    def _find_checkpoint(self, config: Any) -> None:
+        folder, given = self.run_options.folder, config.ckpt_path
+        trained = (folder / "checkpoints" / "last.ckpt").is_file()
+        if given in ("best", "last"):
+            if self.subcommand == "fit" and not trained and given == "last":
+                rank_zero_info(f"{folder}: nothing to resume, starting at step 0")
+                config.ckpt_path = None
+            else:
+                config.ckpt_path = str(find_checkpoint(folder, given))
+        elif given is None and self.subcommand == "fit" and trained and rank_zero_only.rank == 0:
+            if not config.trainer.fast_dev_run:
+                raise ConfigurationError(
+                    f"{folder} holds a trained run: resume it with --ckpt_path last, or give this one another "
+                    "name with --run.name"
+                )
+        if config.ckpt_path is not None:
+            self.checkpoint: dict[str, Any] | None = read_checkpoint(config.ckpt_path)
+            if "optimizer_states" not in self.checkpoint and self.subcommand == "fit":
+                raise ConfigurationError(
+                    f"{config.ckpt_path}: weights alone cannot be resumed; use --init_from"
+                )
+        else:
+            self.checkpoint = None
+
+    # ---------------------------------------------------------------- instances
+
+    def after_instantiate_classes(self) -> None:
+        """Compares the model with the checkpoint; loads weights to start from."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        if self.checkpoint is not None:
+            self._compare(config.ckpt_path, self.checkpoint)
+        elif self.subcommand == "fit" and config.init_from is not None:
+            load_weights(self.model, config.init_from)
+            rank_zero_info(f"starting at step 0 from the weights of {config.init_from}")
+
+    def _compare(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """A resumed run must be the run that was saved; an evaluation may differ where the user says so."""
+        from lightning_genesis.checkpoint import check_model
+
+        check_model(checkpoint, self.model, path)
+        saved = checkpoint["hyper_parameters"]
+        for name, value in self.model.hparams.items():
+            if name in MAY_DIFFER or name not in saved or saved[name] == value:
+                continue
+            if self.subcommand != "fit" and self._is_given(name):
+                rank_zero_info(f"note: {name} is {value} here and was {saved[name]} in training")
+                continue
+            ways = (
+                "to resume give the same value, to start anew from these weights use --init_from"
+                if self.subcommand == "fit"
+                else f"use the run's own config.yaml, or give --model.init_args.{name} on the command line"
+            )
+            raise ConfigurationError(
+                f"{path}: {name} was {saved[name]} in training and is {value} here; {ways}"
+            )
+
+    def _is_given(self, name: str) -> bool:
+        section = "data" if name in LINKS else "model"
+        pattern = re.compile(rf"--{section}\.(init_args\.)?{name}(\.|=|$)")
+        return any(pattern.match(argument) for argument in self.arguments)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the callbacks and loggers of every run."""
+        assert self.subcommand is not None
+        config, run = self.config[self.subcommand], self.run_options
+        trainer = dict(self._get(self.config_init, "trainer", default={}))
+        callbacks: list[Callback] = [self._get(self.config_init, "pictures"), PredictionWriter(run.folder)]
+        if self.subcommand == "fit" and not trainer["fast_dev_run"]:
+            if trainer["enable_checkpointing"] is not False:
+                callbacks += CheckpointOptions(**config.checkpoint.as_dict()).callbacks(run.folder)
+            callbacks += [ContinueLog(), Throughput()]
+        if trainer["enable_progress_bar"] is not False:
+            callbacks.append(ProgressBar())
+        trainer["default_root_dir"] = trainer["default_root_dir"] or str(run.folder)
+        trainer["logger"] = self._loggers(trainer["logger"], bool(trainer["fast_dev_run"]))
+        self.save_config_kwargs = {"folder": run.folder}
+        return self._instantiate_trainer({**trainer, **kwargs}, callbacks)
+
+    def _loggers(self, given: Any, dry: bool) -> list[Logger] | bool:
+        """CSV always; W&B unless the user chose other loggers or none."""
+        if given is False or dry:
+            return False
+        folder = self.run_options.folder
+        name = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
+        loggers: list[Logger] = [RunCSVLogger(folder, name)]
+        if given is None or given is True:
+            if self.run_options.wandb:
+                loggers.append(make_wandb_logger(folder, str(self.run_options.name)))
+        else:
+            loggers += given if isinstance(given, list) else [given]
+        return loggers
+
+    # ---------------------------------------------------------------- running
+
+    def _prepare_data(self) -> None:
+        """Makes the store before other ranks start, so that none waits at a barrier for it."""
+        if rank_zero_only.rank == 0 and isinstance(self.datamodule, SceneDataModule):
+            self.datamodule.prepare()
+
+    def before_fit(self) -> None:
+        """Prepares the data."""
+        self._prepare_data()
+        if self.run_options.folder.exists() is False:
+            rank_zero_info(f"run folder: {self.run_options.folder}")
+
+    before_validate = before_test = before_predict = _prepare_data
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs one of Lightning's subcommands."""
+    torch.set_float32_matmul_precision("highest")
+    ExperimentCLI(args)

@@ -1,0 +1,34 @@
+"""`lightning-genesis export RUN FILE`: a run's weights as safetensors, to share or to load elsewhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from lightning_genesis.checkpoint import read_checkpoint, write_weights
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.run import find_checkpoint
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs the command.
+
+    Raises:
+        CheckpointError: if the run has no readable checkpoint.
+        ConfigurationError: if the file is no `.safetensors`.
+    """
+    parser = ArgumentParser(prog="lightning-genesis export", description=__doc__)
+    parser.add_argument("run", type=str, help="a run's folder")
+    parser.add_argument("file", type=str, help="a .safetensors file")
+    parser.add_argument("--checkpoint", type=str | None, default=None, help="best or last; the best there is")
+    options = parser.parse_args(list(args))
+    file = Path(options.file)
+    if file.suffix != ".safetensors":
+        raise ConfigurationError(f"export: {file} should end in .safetensors")
+    run = Path(options.run)
+    path = find_checkpoint(run, options.checkpoint)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(file, read_checkpoint(path), config["data"])
+    print(f"{path} -> {file} ({file.stat().st_size / 1e6:.1f} MB)")

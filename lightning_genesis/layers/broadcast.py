@@ -1,0 +1,52 @@
+"""Spatial broadcast decoding (Watters et al., 2019): a latent repeated over a grid, with coordinates."""
+
+import torch
+from torch import Tensor, nn
+
+
+def coordinate_grid(size: int) -> Tensor:
+    """Row and column coordinates of a square map, from -1 to 1 with both ends, `[2, size, size]`."""
+    axis = torch.linspace(-1.0, 1.0, size)
+    return torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
+
+
+def spatial_broadcast(latents: Tensor, grid: Tensor) -> Tensor:
+    """Repeats `latents` `[N, D]` over the map of `grid` `[2, S, S]` and appends it, `[N, D + 2, S, S]`."""
+    maps = latents[:, :, None, None].expand(-1, -1, *grid.shape[1:])
+    return torch.cat([maps, grid.to(latents.dtype).expand(len(latents), -1, -1, -1)], dim=1)
+
+
+class TransposedConvDecoder(nn.Module):
+    """Broadcasts a latent over a small grid and doubles its side `num_stages` times (GENESIS-V2, Appendix).
+
+    The published decoder has four stages, so the grid is 4x4 for images of 64x64.
+
+    Args:
+        latent_dim: size of a latent.
+        out_channels: channels of the output.
+        image_size: side of the output; a multiple of `2 ** num_stages`.
+        hidden_dim: channels of every stage, a multiple of the 8 groups of its normalisation.
+        num_stages: how often the side doubles.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self, latent_dim: int, out_channels: int, image_size: int, hidden_dim: int = 64, num_stages: int = 4
+    ) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        for stage in range(num_stages):
+            in_channels = hidden_dim if stage else latent_dim + 2
+            stages += [
+                nn.ConvTranspose2d(in_channels, hidden_dim, 5, stride=2, padding=2, output_padding=1),
+                nn.GroupNorm(8, hidden_dim),
+                nn.ReLU(inplace=True),
+            ]
+        self.layers = nn.Sequential(*stages, nn.Conv2d(hidden_dim, out_channels, 1))
+        # Not part of a checkpoint: it follows from the size.
+        self.register_buffer("grid", coordinate_grid(image_size // 2**num_stages), persistent=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Maps latents `[N, D]` to images `[N, out_channels, S, S]`, raw."""
+        return self.layers(spatial_broadcast(latents, self.grid))

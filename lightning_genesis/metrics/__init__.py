@@ -1,0 +1,28 @@
+"""Metrics of scene decompositions: a function for a batch returning `[B]`, and a torchmetrics class."""
+
+from lightning_genesis.metrics.adjusted_rand_index import AdjustedRandIndex, adjusted_rand_index
+from lightning_genesis.metrics.contingency import Contingency, count_pixels, resize_prediction
+from lightning_genesis.metrics.conventions import CONVENTIONS, Convention, EdgeCases
+from lightning_genesis.metrics.mean_squared_error import MeanSquaredError, mean_squared_error
+from lightning_genesis.metrics.per_image import PerImageMean, bits_per_dimension
+from lightning_genesis.metrics.segmentation_covering import SegmentationCovering, segmentation_covering
+from lightning_genesis.metrics.segmentation_metrics import SegmentationMetrics, segmentation_metrics
+
+__all__ = [
+    "CONVENTIONS",
+    "AdjustedRandIndex",
+    "Contingency",
+    "Convention",
+    "EdgeCases",
+    "MeanSquaredError",
+    "PerImageMean",
+    "SegmentationCovering",
+    "SegmentationMetrics",
+    "adjusted_rand_index",
+    "bits_per_dimension",
+    "count_pixels",
+    "mean_squared_error",
+    "resize_prediction",
+    "segmentation_covering",
+    "segmentation_metrics",
+]

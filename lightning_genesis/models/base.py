@@ -1,0 +1,271 @@
+"""What all models have in common: the steps, the optimiser, compilation, and the names that are logged."""
+
+import random
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import MetricCollection
+
+from lightning_genesis.callbacks.finite_gate import FiniteGate
+from lightning_genesis.callbacks.geco import GECOCallback
+from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.metrics import (
+    PerImageMean,
+    bits_per_dimension,
+    mean_squared_error,
+    segmentation_metrics,
+)
+from lightning_genesis.objectives import GECO, Objective
+from lightning_genesis.objectives.base import objective_from_plain
+from lightning_genesis.scene import IndexedNoise, Noise, Scene, Terms
+
+FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
+"""Optimisers whose fused form skips a step on a flag that stays on the device."""
+EVALUATION_SEED = 0
+"""Seed of the noise in validation, test and predict; the image's index does the rest."""
+
+
+class SceneModel(pl.LightningModule):
+    """Base of every model. A model gives its mathematics; the steps below are the only ones there are.
+
+    A subclass has `branches`, the network, `forward`, `loss_terms`, `elbo` and, where they make sense,
+    `log_weight`, `encode`, `decode`, `prior` and `sample`. Its constructor has at least the arguments below
+    and starts with `super().__init__(locals())`; what it was called with are its hyperparameters, as plain
+    data, so that a checkpoint loads without running any code of its own.
+
+    Args:
+        arguments: the subclass's constructor arguments by name, among them
+            `num_slots`: number of slots K;
+            `image_size`: side of the images;
+            `objective`: balances the terms; GECO with the published settings if None;
+            `learning_rate`: of the optimiser;
+            `optimizer`: its name in `torch.optim`;
+            `num_background`: ids below this are background in the ground-truth segmentation;
+            `metric_convention`: what the segmentation scores do in edge cases, a name in `metrics.CONVENTIONS`;
+            `compile`: mode of `torch.compile` for the network ("default", "reduce-overhead", ...), or None.
+    """
+
+    branches: tuple[str, ...] = ()
+    network: nn.Module
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        arguments = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        objective = arguments["objective"]
+        if isinstance(objective, Mapping):
+            objective = objective_from_plain(objective)
+        self.objective: Objective = GECO() if objective is None else objective
+        self.objective.bind(self.branches)
+        self.save_hyperparameters({**arguments, "objective": self.objective.plain()}, logger=False)
+        self.num_slots: int = arguments["num_slots"]
+        self.image_size: int = arguments["image_size"]
+        self.learning_rate: float = arguments["learning_rate"]
+        self.optimizer_name: str = arguments["optimizer"]
+        self.compile_mode: str | None = arguments["compile"]
+        if not hasattr(torch.optim, self.optimizer_name):
+            raise ConfigurationError(
+                f"optimizer={self.optimizer_name!r} is not in torch.optim: use Adam, RMSprop, ..."
+            )
+        self.finite: Tensor | None = None
+        """Whether everything about the step being taken is finite; `FiniteGate` sets it, `GECOCallback` asks."""
+        self.watched: tuple[tuple[str, ...], Tensor] | None = None
+        """The step's terms: names and whether each is finite for all images; `FiniteGate` reads and clears it."""
+        self.segmentation_scores = nn.ModuleDict()
+        self.image_means = nn.ModuleDict()
+        for stage in ("val", "test"):
+            scores = segmentation_metrics(
+                self.num_slots, arguments["num_background"], arguments["metric_convention"]
+            )
+            self.segmentation_scores[f"{stage}_decoded"] = scores.clone(prefix=f"{stage}/")
+            self.segmentation_scores[f"{stage}_attention"] = scores.clone(
+                prefix=f"{stage}/", postfix="_attention"
+            )
+            self.image_means[stage] = nn.ModuleDict(
+                {name: PerImageMean() for name in ("elbo", "bits_per_dim", "nll", "kl", "mse", "num_active")}
+            )
+        # β is the same on all ranks already, and must not change between a forward and its backward.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, [f"objective.{name}" for name, _ in self.objective.named_buffers()]
+        )
+
+    # ---------------------------------------------------------------- what a model gives
+
+    def forward(self, images: Tensor, noise: Noise | None = None) -> Scene:
+        """Infers and decodes the slots of `images` `[B, 3, H, W]` in [0, 1]."""
+        raise NotImplementedError
+
+    def loss_terms(self, scene: Scene, images: Tensor) -> dict[str, Terms]:
+        """The terms of every branch, in the order of `branches`, nats per image."""
+        raise NotImplementedError
+
+    def elbo(self, scene: Scene, images: Tensor) -> Tensor | None:
+        """Evidence lower bound, nats per image `[B]`; None for a model without a likelihood."""
+        raise NotImplementedError
+
+    def sample(
+        self,
+        num_images: int,
+        num_slots: int | None = None,
+        temperature: float = 1.0,
+        noise: Noise | None = None,
+    ) -> Scene:
+        """Scenes drawn from the prior.
+
+        Raises:
+            ConfigurationError: if the model has no prior to sample from.
+        """
+        raise ConfigurationError(f"{type(self).__name__} has no prior over scenes and cannot sample")
+
+    # ---------------------------------------------------------------- steps
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Bytes become floats in [0, 1], once, on the device."""
+        image = batch["image"]
+        return {**batch, "image": image.float() / 255.0 if image.dtype == torch.uint8 else image}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Terms, objective, log. `GECOCallback` moves the objective after the optimiser step."""
+        images = batch["image"]
+        scene = self(images)
+        terms = self.loss_terms(scene, images)
+        loss = self.objective(terms, num_dimensions=images[0].numel())
+        self._watch(terms)
+        # Only when it will be written: every logged value costs a kernel or two.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_training(scene, terms, loss, images)
+        return loss
+
+    @torch.no_grad()
+    def _watch(self, terms: dict[str, Terms]) -> None:
+        """Keeps, on the device, which terms were finite over all micro-batches of the step."""
+        values = {f"{branch} nll": term.nll for branch, term in terms.items()}
+        for branch, term in terms.items():
+            values.update({f"{branch} KL {name}": kl for name, kl in term.kl.items()})
+        finite = torch.isfinite(torch.stack([*values.values()])).all(dim=1)
+        self.watched = (tuple(values), finite if self.watched is None else self.watched[1] & finite)
+
+    @torch.no_grad()
+    def _log_training(self, scene: Scene, terms: dict[str, Terms], loss: Tensor, images: Tensor) -> None:
+        values = {"train/loss": loss}
+        for branch, term in terms.items():
+            prefix = "train" if len(terms) == 1 else f"train/{branch}"
+            values[f"{prefix}/nll"] = term.nll.mean()
+            values[f"{prefix}/nll_per_dim"] = term.nll.mean() / images[0].numel()
+            values[f"{prefix}/kl"] = term.total_kl.mean()
+            values.update({f"{prefix}/kl_{name}": kl.mean() for name, kl in term.kl.items()})
+        elbo = self.elbo(scene, images)
+        if elbo is not None:
+            values["train/elbo"] = elbo.mean()
+        self.log_dict(values, sync_dist=True)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Scores a batch of the validation split."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Scores a batch of the test split."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Scene:
+        """The scene of a batch, with noise that belongs to each image."""
+        return self(batch["image"], IndexedNoise(EVALUATION_SEED, batch["index"]))
+
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+        images = batch["image"]
+        scene = self.predict_step(batch, 0)
+        terms = self.loss_terms(scene, images)
+        elbo = self.elbo(scene, images)
+        values = {"mse": mean_squared_error(scene.reconstruction, images)}
+        if elbo is not None:
+            values["elbo"] = elbo
+            values["bits_per_dim"] = bits_per_dimension(elbo, images[0].numel())
+            reported = terms[self.branches[-1]]
+            values["nll"], values["kl"] = reported.nll, reported.total_kl
+        if scene.num_active is not None:
+            values["num_active"] = scene.num_active
+        for name, value in values.items():
+            metric = cast(nn.ModuleDict, self.image_means[stage])[name]
+            metric.update(value)
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(images))
+        if "segmentation" not in batch or self.num_slots == 1:
+            return
+        kinds = ("decoded",) if scene.attention_log_masks is None else ("decoded", "attention")
+        for kind in kinds:
+            scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
+            scores.update(scene.segmentation(kind), batch["segmentation"])
+            self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(images))
+
+    # ---------------------------------------------------------------- optimisation
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser over all parameters, fused where it can skip a step on the device."""
+        options = {"fused": True} if self.optimizer_name in FUSED_OPTIMIZERS else {}
+        return getattr(torch.optim, self.optimizer_name)(self.parameters(), lr=self.learning_rate, **options)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The gate against non-finite steps, then what moves the objective; in this order."""
+        return [FiniteGate(), GECOCallback()]
+
+    def configure_model(self) -> None:
+        """Compiles the network, never the LightningModule (whose logging cannot be traced)."""
+        if self.compile_mode is not None and self.network._compiled_call_impl is None:
+            self.network.compile(mode=self.compile_mode)
+
+    def on_fit_start(self) -> None:
+        """Gives every rank noise of its own; all were seeded alike to build the same model."""
+        if self.trainer.world_size > 1 and not self.trainer.ckpt_path:
+            seed = torch.initial_seed() + self.global_rank
+            torch.manual_seed(seed)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the name of the model and the state of every random generator, as plain data."""
+        checkpoint["model_class"] = type(self).__name__
+        checkpoint["random_state"] = random_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another model; training takes up its random generators again."""
+        found = checkpoint.get("model_class", type(self).__name__)
+        if found != type(self).__name__:
+            raise CheckpointError(
+                f"the checkpoint holds a {found}, the configuration a {type(self).__name__}"
+            )
+        self._resumed_random_state = checkpoint.get("random_state")
+
+    def on_train_start(self) -> None:
+        """Restores the generators last, after everything that draws while a run is set up."""
+        state = getattr(self, "_resumed_random_state", None)
+        if state is not None:
+            set_random_state(state)
+            self._resumed_random_state = None
+
+
+def random_state() -> dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators, as tensors, lists and numbers."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts the generators where `random_state` found them."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])

@@ -1,0 +1,115 @@
+"""GECO, the constrained objective of Rezende and Viola (2018), as GENESIS and its successors use it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_genesis.objectives.base import Objective, weighted_sum
+from lightning_genesis.scene import Terms
+
+REFERENCE_DIMENSIONS = 3 * 64 * 64
+"""Image size for which `step_size` is stated."""
+
+
+class GECO(Objective):
+    """Minimises the KL under the constraint that the reconstruction error reaches a goal.
+
+    The loss is `nll + β KL`. After each optimiser step, with the moving average `a` of the error,
+
+        a ← error at the first step, else smoothing · a + (1 - smoothing) · error
+        c = goal - a
+        β ← clamp(β · exp(step_size · c · (speedup if c > 0 else 1)), beta_min, beta_max),
+
+    so β falls while the error is above the goal and rises, faster, below it (GENESIS, Appendix B.3).
+    Every branch of a model has a β and an average of its own.
+
+    Where code and paper differ: the step size is scaled with the resolution by `64² / S²`, β has an upper
+    bound, and the first term of the loss is the error of the batch, not its average. Where we differ from
+    the published code: the error is averaged over micro-batches and ranks before the update, and a
+    checkpoint holds β after its update.
+
+    Args:
+        goal: error to reach, in nats per dimension (pixel and channel).
+        step_size: step of log β per nat, for images of 64x64.
+        smoothing: of the moving average.
+        speedup: factor on the step while the constraint is met.
+        beta: initial β.
+        beta_min: lower bound of β.
+        beta_max: upper bound of β.
+    """
+
+    beta: Tensor
+    average: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        goal: float = 0.5655,
+        step_size: float = 1e-5,
+        smoothing: float = 0.99,
+        speedup: float = 10.0,
+        beta: float = 1.0,
+        beta_min: float = 1e-10,
+        beta_max: float = 1e10,
+    ) -> None:
+        super().__init__()
+        self.arguments = {
+            "goal": goal,
+            "step_size": step_size,
+            "smoothing": smoothing,
+            "speedup": speedup,
+            "beta": beta,
+            "beta_min": beta_min,
+            "beta_max": beta_max,
+        }
+        self.goal, self.step_size, self.smoothing, self.speedup = goal, step_size, smoothing, speedup
+        self.beta_min, self.beta_max = beta_min, beta_max
+        self._num_dimensions = REFERENCE_DIMENSIONS
+        self._errors: list[Tensor] = []
+
+    def bind(self, branches: Sequence[str]) -> None:
+        """See `Objective.bind`."""
+        super().bind(branches)
+        self.register_buffer("beta", torch.full((len(self.branches),), float(self.arguments["beta"])))
+        self.register_buffer("average", torch.zeros(len(self.branches)))
+        self.register_buffer("step", torch.zeros(()))
+
+    def forward(self, terms: dict[str, Terms], num_dimensions: int) -> Tensor:
+        """See `Objective.forward`. In training the error is kept for `update`."""
+        if self.training:
+            self._num_dimensions = num_dimensions
+            self._errors.append(torch.stack([term.nll.detach().mean() for term in terms.values()]))
+        return weighted_sum(terms, self.beta)
+
+    @torch.no_grad()
+    def update(self, finite: Tensor | None = None) -> None:
+        """See `Objective.update`. Nothing here waits for the device."""
+        if not self._errors:
+            return
+        error = torch.stack(self._errors).mean(dim=0)
+        self._errors.clear()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(error)
+            error = error / dist.get_world_size()
+        average = torch.where(
+            self.step == 0, error, self.smoothing * self.average + (1.0 - self.smoothing) * error
+        )
+        constraint = self.goal * self._num_dimensions - average
+        rate = self.step_size * REFERENCE_DIMENSIONS / self._num_dimensions
+        exponent = rate * torch.where(constraint > 0, self.speedup * constraint, constraint)
+        beta = (self.beta * exponent.exp()).clamp(self.beta_min, self.beta_max)
+        keep = torch.isfinite(error).all() if finite is None else finite & torch.isfinite(error).all()
+        self.beta.copy_(torch.where(keep, beta, self.beta))
+        self.average.copy_(torch.where(keep, average, self.average))
+        self.step.add_(keep.to(self.step))
+
+    def log_values(self) -> dict[str, Tensor]:
+        """β, the error average and the goal of every branch, the latter two per dimension."""
+        values: dict[str, Tensor] = {}
+        for branch, beta, average in zip(self.branches, self.beta, self.average, strict=True):
+            values[f"geco/{branch}/beta"] = beta
+            values[f"geco/{branch}/nll_average"] = average / self._num_dimensions
+            values[f"geco/{branch}/goal"] = torch.full_like(beta, self.goal)
+        return values

@@ -1,0 +1,215 @@
+"""The store: what goes in comes out, and whatever is wrong with one gets a line that says what to do."""
+
+import errno
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_modules import store as module
+from data_modules.store import DataError, Store, StoreWriter, write_store
+
+SETTINGS = {"image_size": 8, "variant": "free"}
+REMEDY = "run `lightning-genesis prepare toy --root data`"
+
+
+def records(count: int = 10) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(count)
+    return {
+        "images": rng.integers(256, size=(count, 8, 8, 3), dtype=np.uint8),
+        "segmentations": rng.integers(5, size=(count, 8, 8), dtype=np.uint8),
+        "labels.height": rng.integers(9, size=count),
+        "objects.present": rng.integers(2, size=(count, 3)).astype(bool),
+    }
+
+
+def chunks(whole: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    for part in (slice(0, 3), slice(3, 4), slice(4, None)):
+        yield {name: array[part] for name, array in whole.items()}
+
+
+def make(path: Path, whole: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    whole = whole or records()
+    write_store(path, chunks(whole), name="toy", split="train", settings=SETTINGS, source={"file": "toy.bin"})
+    return whole
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "train"
+    whole = make(path)
+    store = Store.open(path, settings=SETTINGS)
+    store.verify()
+    assert len(store) == 10
+    for name, array in whole.items():
+        np.testing.assert_array_equal(store.arrays[name], array)
+        np.testing.assert_array_equal(store.read([7, 0, 7])[name], array[[7, 0, 7]])
+        # a plain NumPy file, for any other program
+        np.testing.assert_array_equal(np.load(path / f"{name}.npy"), array)
+    assert not store.arrays["images"].flags.writeable
+    assert store.read([1])["images"].flags.writeable
+    assert [p.name for p in path.parent.iterdir()] == ["train"]
+
+
+def test_travels_as_a_path(tmp_path: Path) -> None:
+    whole = make(tmp_path / "train")
+    store = Store.open(tmp_path / "train")
+    assert store.arrays
+    message = pickle.dumps(store)
+    assert len(message) < 5000
+    np.testing.assert_array_equal(pickle.loads(message).read([3])["images"], whole["images"][[3]])
+
+
+def edit_manifest(path: Path, change: Callable[[dict], None]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path / "images.npy", 1000)
+
+
+def other_shape(path: Path) -> None:
+    array = np.load(path / "images.npy")
+    np.save(path / "images.npy", array.reshape(10, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda path: path.rename(path.with_name("away")), ["train: not found"]),
+        (lambda path: (path / "manifest.json").unlink(), ["train: not a store", "manifest.json"]),
+        (lambda path: (path / "manifest.json").write_text("{"), ["manifest.json: not readable as JSON"]),
+        (
+            lambda path: (path / "manifest.json").write_text("[]"),
+            ["manifest.json: not the manifest of a store"],
+        ),
+        (
+            lambda path: edit_manifest(path, lambda m: m.update(version=7)),
+            ["manifest.json: format version 7, expected 1"],
+        ),
+        (lambda path: edit_manifest(path, lambda m: m.pop("count")), ["manifest.json: has no key `count`"]),
+        (lambda path: (path / "images.npy").unlink(), ["images.npy: missing, expected 2,048 bytes"]),
+        (truncate, ["images.npy: 1,000 bytes, expected 2,048"]),
+        (other_shape, ["images.npy: found uint8 [10, 3, 8, 8], expected uint8 [10, 8, 8, 3]"]),
+        (
+            lambda path: (path / "images.npy").write_bytes(b"\0" * 2048),
+            ["images.npy: no NumPy array"],
+        ),
+        (
+            lambda path: edit_manifest(path, lambda m: m["settings"].update(variant="unique")),
+            ["manifest.json: made with other settings: `variant` is 'unique', expected 'free'"],
+        ),
+    ],
+)
+def test_damage_gets_one_line(tmp_path: Path, damage: Callable[[Path], object], parts: list[str]) -> None:
+    path = tmp_path / "train"
+    make(path)
+    damage(path)
+    with pytest.raises(DataError) as caught:
+        Store.open(path, REMEDY, SETTINGS)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(REMEDY)
+    for part in [str(tmp_path), *parts]:
+        assert part in message
+
+
+def test_flipped_byte_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    path = tmp_path / "train"
+    make(path)
+    data = bytearray((path / "images.npy").read_bytes())
+    data[1700] ^= 1
+    (path / "images.npy").write_bytes(data)
+    store = Store.open(path, REMEDY, SETTINGS)
+    with pytest.raises(DataError) as caught:
+        store.verify()
+    message = str(caught.value)
+    assert f"{path / 'images.npy'}: damaged in the 500 bytes from 1,500: checksum " in message
+    assert message.endswith(REMEDY)
+
+
+def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    def fill() -> Iterator[dict[str, np.ndarray]]:
+        yield records()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError) as caught:
+        write_store(tmp_path / "train", fill(), name="toy", split="train", settings={}, source={})
+    assert f"{tmp_path / 'train'}: the disk is full after 10 records" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_in_the_middle_of_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = open
+    monkeypatch.setattr(
+        module,
+        "open",
+        lambda path, mode="r", **more: real("/dev/full" if "w" in mode else path, mode, **more),
+        False,
+    )
+    whole = records(2000)
+    with pytest.raises(DataError, match="the disk is full"):
+        make(tmp_path / "train", whole)
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_preparation_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupted() -> Iterator[dict[str, np.ndarray]]:
+        yield records()
+        raise error
+
+    with pytest.raises(error):
+        write_store(tmp_path / "train", interrupted(), name="toy", split="train", settings={}, source={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_a_killed_one_go_when_old(tmp_path: Path) -> None:
+    old, young = tmp_path / ".train.abc.partial", tmp_path / ".train.def.partial"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "images.npy").write_bytes(b"x")
+    for path in (old, old / "images.npy"):
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+    make(tmp_path / "train")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".train.def.partial", "train"]
+
+
+def test_two_at_once_leave_one(tmp_path: Path) -> None:
+    path = tmp_path / "train"
+    with StoreWriter(path, "toy", "train", SETTINGS, {}) as writer:
+        writer.append(records())
+        make(path)
+    assert len(Store.open(path, settings=SETTINGS)) == 10
+    assert [p.name for p in tmp_path.iterdir()] == ["train"]
+
+
+def test_records_must_agree(tmp_path: Path) -> None:
+    path = tmp_path / "train"
+    for second in (
+        {"images": records()["images"]},
+        records() | {"labels.height": np.zeros(3, int)},
+        records() | {"images": np.zeros((10, 8, 8, 4), np.uint8)},
+        records() | {"images": np.zeros((10, 8, 8, 3), np.float32)},
+    ):
+        with pytest.raises(ValueError, match="records|npy"):
+            write_store(path, iter([records(), second]), name="toy", split="train", settings={}, source={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_from_a_loaders_process_keeps_its_line() -> None:
+    wrapped = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    )
+    wrapped += '  File "x.py", line 1\ndata_modules.store.DataError: a.png: missing, add it\n'
+    assert str(DataError(wrapped)) == "a.png: missing, add it"
+    assert str(pickle.loads(pickle.dumps(DataError("a: b")))) == "a: b"
