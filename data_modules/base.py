@@ -159,8 +159,6 @@ class SceneDataModule(LightningDataModule):
         self.seed = seed
         self._datasets: dict[Split, Dataset[Batch]] = {}
 
-    # ---- what a dataset gives
-
     def plan(self, split: Split) -> StorePlan:
         """How a split becomes a store."""
         raise NotImplementedError
@@ -173,8 +171,6 @@ class SceneDataModule(LightningDataModule):
         """
         plan = self.plan(split)
         return StoreDataset(Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings))
-
-    # ---- preparation
 
     def prepare_command(self) -> str:
         """The command that prepares these data with these settings."""
@@ -263,8 +259,6 @@ class SceneDataModule(LightningDataModule):
     def predict_dataset(self) -> Dataset[Batch]:
         """What `predict` runs over: the test images."""
         return self.dataset("test")
-
-    # ---- loaders
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches, continued where the Trainer stands.

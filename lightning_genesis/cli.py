@@ -1,19 +1,22 @@
-"""The `lightning-genesis` command. What every command needs to answer `--help` is here; the rest is imported
-when a command runs, so that help and version do not wait for torch."""
+"""The `lightning-genesis` command.
+
+What answers `--help` is here; the rest is imported when a command runs, so that help and version do not wait
+for torch.
+"""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 
 from lightning_genesis import __version__
 
 COMMANDS = {
-    "fit": "train a model:      fit --config experiments/genesisv2_multidsprites.yaml",
-    "validate": "score on the validation split:  validate --config runs/NAME/config.yaml --ckpt_path best",
-    "test": "score on the test split:        test --config runs/NAME/config.yaml --ckpt_path best",
-    "predict": "write masks and components of images to disk:  predict --config ... --ckpt_path best",
-    "prepare": "build a dataset's store:  prepare multi_dsprites --root data",
-    "export": "write a run's weights as safetensors:  export runs/NAME weights.safetensors",
+    "fit": "train a model: fit --config experiments/genesisv2_multidsprites.yaml",
+    "validate": "score on the validation split: validate --config runs/NAME/config.yaml --ckpt_path best",
+    "test": "score on the test split: test --config runs/NAME/config.yaml --ckpt_path best",
+    "predict": "write masks and components of images: predict --config ... --ckpt_path best",
+    "prepare": "build a dataset's store: prepare multi_dsprites --root data",
+    "export": "write a run's weights as safetensors: export runs/NAME weights.safetensors",
     "demo": "train the quickstart on embedded data and show what came of it",
 }
 
@@ -22,7 +25,7 @@ def usage() -> str:
     """The text of `--help`."""
     commands = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
     return (
-        f"Lightning Genesis {__version__}: object-centric generative models, trained, compared and reused.\n\n"
+        f"Lightning Genesis {__version__}: object-centric generative models, trained, compared, reused.\n\n"
         f"usage: lightning-genesis COMMAND [OPTIONS]\n\n{commands}\n\n"
         "`lightning-genesis COMMAND --help` lists the options of a command, `fit --print_config` a whole\n"
         "configuration. `fit --ckpt_path last` resumes a run, `--run.name NAME` names it."
@@ -88,10 +91,21 @@ def _run(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> int:
 
     try:
         command(args)
-    except (UserError, DataError) as error:
-        print(f"lightning-genesis: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        # The parser wraps what a constructor raises; the innermost error of ours says it best.
+        mendable = [cause for cause in _causes(error) if isinstance(cause, UserError | DataError)]
+        if not mendable:
+            raise
+        print(f"lightning-genesis: error: {' '.join(str(mendable[-1]).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it came from, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":

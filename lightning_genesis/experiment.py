@@ -1,18 +1,19 @@
 """The training command: Lightning's CLI with the checks, the run folder and the callbacks of every run."""
 
 import inspect
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 from data_modules import SceneDataModule
@@ -21,7 +22,7 @@ from lightning_genesis.callbacks.pictures import Pictures
 from lightning_genesis.callbacks.predictions import PredictionWriter
 from lightning_genesis.callbacks.progress import ProgressBar, Throughput
 from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
-from lightning_genesis.checkpoint import load_weights, read_checkpoint
+from lightning_genesis.checkpoint import check_model, load_weights, read_checkpoint
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.messages import explain
@@ -41,6 +42,14 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
 }
+
+
+NOISE = (
+    r".*overridden `on_after_batch_transfer`",  # on purpose: bytes become floats in one place
+    r".*LeafSpec",  # Lightning 2.6 with a newer torch
+    r".*does not have many workers",  # a memory map is fastest in the training process
+)
+"""Warnings about what is right here."""
 
 
 @dataclass
@@ -72,7 +81,10 @@ class Parser(LightningArgumentParser):
         Raises:
             ConfigurationError: always.
         """
-        options = [option for action in self._actions for option in action.option_strings]
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if subcommands := [action for action in parser._actions if isinstance(action.choices, dict)]:
+            parser = next(iter(subcommands[0].choices.values()))  # all take the same options
+        options = [option for action in parser._actions for option in action.option_strings]
         raise ConfigurationError(explain(message, options)) from ex
 
 
@@ -150,6 +162,9 @@ class ExperimentCLI(LightningCLI):
             config.run.name = f"{stem}-seed{config.seed_everything}"
         self.run_options = RunOptions(**config.run.as_dict())
 
+    def _is_new_run(self, config: Any) -> bool:
+        return self.subcommand == "fit" and not config.trainer.fast_dev_run and _is_main_process()
+
     def _find_checkpoint(self, config: Any) -> None:
         folder, given = self.run_options.folder, config.ckpt_path
         trained = (folder / "checkpoints" / "last.ckpt").is_file()
@@ -159,12 +174,11 @@ class ExperimentCLI(LightningCLI):
                 config.ckpt_path = None
             else:
                 config.ckpt_path = str(find_checkpoint(folder, given))
-        elif given is None and self.subcommand == "fit" and trained and rank_zero_only.rank == 0:
-            if not config.trainer.fast_dev_run:
-                raise ConfigurationError(
-                    f"{folder} holds a trained run: resume it with --ckpt_path last, or give this one another "
-                    "name with --run.name"
-                )
+        elif given is None and trained and self._is_new_run(config):
+            raise ConfigurationError(
+                f"{folder} holds a trained run: resume it with --ckpt_path last, or give this one "
+                "another name with --run.name"
+            )
         if config.ckpt_path is not None:
             self.checkpoint: dict[str, Any] | None = read_checkpoint(config.ckpt_path)
             if "optimizer_states" not in self.checkpoint and self.subcommand == "fit":
@@ -188,8 +202,6 @@ class ExperimentCLI(LightningCLI):
 
     def _compare(self, path: str, checkpoint: dict[str, Any]) -> None:
         """A resumed run must be the run that was saved; an evaluation may differ where the user says so."""
-        from lightning_genesis.checkpoint import check_model
-
         check_model(checkpoint, self.model, path)
         saved = checkpoint["hyper_parameters"]
         for name, value in self.model.hparams.items():
@@ -247,19 +259,37 @@ class ExperimentCLI(LightningCLI):
 
     def _prepare_data(self) -> None:
         """Makes the store before other ranks start, so that none waits at a barrier for it."""
-        if rank_zero_only.rank == 0 and isinstance(self.datamodule, SceneDataModule):
+        if _is_main_process() and isinstance(self.datamodule, SceneDataModule):
             self.datamodule.prepare()
 
     def before_fit(self) -> None:
         """Prepares the data."""
         self._prepare_data()
-        if self.run_options.folder.exists() is False:
-            rank_zero_info(f"run folder: {self.run_options.folder}")
+        rank_zero_info(f"run folder: {self.run_options.folder}")
 
     before_validate = before_test = before_predict = _prepare_data
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it and closes the W&B run, which would otherwise stay open in this process."""
+        failed = True
+        try:
+            super()._run_subcommand(subcommand)
+            failed = False
+        finally:
+            for logger in self.trainer.loggers:
+                if isinstance(logger, WandbLogger) and logger._experiment is not None:
+                    logger.experiment.finish(exit_code=int(failed))
+
+
+def _is_main_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def main(args: Sequence[str]) -> None:
     """Runs one of Lightning's subcommands."""
-    torch.set_float32_matmul_precision("highest")
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda row: "litlogger" not in str(row.msg)
+    )
     ExperimentCLI(args)

@@ -50,7 +50,7 @@ class RunCSVLogger(CSVLogger):
     @property
     def experiment(self) -> _AppendingWriter:
         """The writer, made when the first row comes."""
-        if self._experiment is None:
+        if not isinstance(self._experiment, _AppendingWriter):
             self._experiment = _AppendingWriter(self.log_dir, self._file_name)
         return self._experiment
 
@@ -97,7 +97,7 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     if offline:
         rank_zero_info(f"W&B: no account or no connection; offline, files in {folder / 'wandb'}")
     identity = folder / "wandb-id.txt"
-    if not identity.is_file() and rank_zero_only.rank == 0:
+    if not identity.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
         folder.mkdir(parents=True, exist_ok=True)
         identity.write_text(secrets.token_hex(4))
     run_id = identity.read_text().strip() if identity.is_file() else None

@@ -1,10 +1,8 @@
-"""Turns the parser's long explanations into one line that names what would have worked."""
+"""Turns the argument parser's explanations into one line that names what would have worked."""
 
-import inspect
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from importlib import import_module
 
 
 def explain(message: str, options: Iterable[str]) -> str:
@@ -12,39 +10,33 @@ def explain(message: str, options: Iterable[str]) -> str:
 
     Args:
         message: what the parser says, often a tree of attempts.
-        options: the options that the command has.
+        options: the options that this parser has.
     """
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    text = " ".join(lines)
-    unknown_class = re.search(
-        r"(?:dot import path string|does not correspond to a subclass[^:]*):? ?([\w.]+)", text
-    )
-    unknown_argument = re.findall(
-        r"class_path '([\w.]+)': (?:Parser key \"[^\"]+\": )?Option '([\w.]+)' is not", text
-    )
-    unknown_option = re.search(
-        r"(?:unrecognized arguments: |does not accept option '|Unrecognized arguments: )([-\w.+]+)", text
-    )
+    text = " ".join(message.split())
+    names = sorted({option.lstrip("-") for option in options if option.startswith("--")} - {"help"})
     key = re.search(r"Parser key \"([\w.]+)\"", text)
-    where = key[1] if key else ""
-    if unknown_argument:
-        path, name = unknown_argument[-1]
-        names = _arguments(path)
-        return (
-            f"{path.split('.')[-1]} has no option {name!r}{_closest(name, names)}; it has {', '.join(names)}"
-        )
+    where = f"{key[1]}: " if key else ""
+
+    unknown_class = re.search(r"Expected a dot import path string: ([\w.]+)", text)
     if unknown_class:
-        names = _class_names(where)
+        known = _class_names(key[1] if key else "")
         name = unknown_class[1]
-        return f"{where}: no class {name!r}{_closest(name, names)}; known are {', '.join(names)}"
+        return f"{where}no class {name!r}{_closest(name, known)}; known are {', '.join(known)}"
+
+    unknown_argument = re.fullmatch(r"Option '([\w.]+)' is not accepted", text)
+    if unknown_argument:
+        name = unknown_argument[1]
+        return f"no option {name!r}{_closest(name, names)}; there are {', '.join(names)}"
+
+    unknown_option = re.search(r"(?:unrecognized arguments: |does not accept option ')([-\w.+]+)", text)
     if unknown_option:
         name = unknown_option[1].lstrip("-")
-        names = sorted({option.lstrip("-") for option in options})
-        return f"no option {name!r}{_closest(name, names)}; `lightning-genesis COMMAND --help` lists them"
-    expected = re.search(r"Expected an? (.+?)\. Got value: (\S+)", text)
+        hint = "`lightning-genesis COMMAND --help` lists all"
+        return f"no option {name!r}{_closest(name, names)}; {hint}"
+
+    expected = re.search(r"Expected an? (.+?)\. Got value: (.+)", text)
     if expected:
-        inner = re.findall(r"Parser key \"([\w.]+)\"", text)
-        return f"{'.'.join(inner)}: expected {_plain_type(expected[1])}, found {expected[2]!r}"
+        return f"{where}expected {_plain_type(expected[1])}, found {expected[2]!r}"
     return text
 
 
@@ -57,18 +49,12 @@ def _closest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
-def _arguments(path: str) -> list[str]:
-    """Constructor arguments of a class by its import path."""
-    module, _, name = path.rpartition(".")
-    return [argument for argument in inspect.signature(getattr(import_module(module), name)).parameters]
-
-
 def _class_names(key: str) -> list[str]:
     """Short names of the classes that a key accepts."""
     from data_modules import __all__ as data
     from lightning_genesis.models import __all__ as models
     from lightning_genesis.objectives import __all__ as objectives
 
-    groups = {"data": (data, ("SceneDataModule", "DataError")), "objective": (objectives, ("Objective",))}
-    names, hidden = groups.get(key.split(".")[-1], (models, ("SceneModel",)))
+    names = {"data": data, "objective": objectives}.get(key.split(".")[-1], models)
+    hidden = ("SceneDataModule", "DataError", "SceneModel", "Objective")
     return [name for name in names if name[0].isupper() and name not in hidden]

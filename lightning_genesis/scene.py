@@ -71,6 +71,10 @@ class Scene:
 
         return replace(self, **{entry.name: apply(getattr(self, entry.name)) for entry in fields(self)})
 
+    def to(self, device: torch.device | str) -> "Scene":
+        """The same scene on another device; Lightning moves predictions with it."""
+        return self.map(lambda tensor: tensor.to(device))
+
     def clone(self) -> "Scene":
         """A detached copy that outlives its step (CUDA graphs overwrite their outputs)."""
         return self.map(lambda tensor: tensor.detach().clone())

@@ -15,9 +15,10 @@ from lightning_genesis.scene import Scene
 
 
 class PredictionWriter(BasePredictionWriter):
-    """For every image a folder with `reconstruction.png`, `segmentation.png` (slot ids with a palette),
-    `segmentation_attention.png` where the model has such masks, and per slot `component_K.png` and
-    `mask_K.png`.
+    """Writes a folder of pictures for every image.
+
+    They are `reconstruction.png`, `segmentation.png` (slot ids with a palette), `segmentation_attention.png`
+    where the model has such masks, and per slot `component_K.png` and `mask_K.png`.
 
     Args:
         folder: the run's folder; the images go to `predictions/` in it.

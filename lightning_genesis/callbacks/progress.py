@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 
 from lightning_genesis.loggers import RunCSVLogger
 
-SHOWN = ("train/loss", "train/nll_per_dim", "train/kl", "val/ari_fg", "val/mse")
+SHOWN = ("train/nll_per_dim", "train/kl", "val/ari_fg")
 
 
 class Throughput(pl.Callback):
@@ -54,9 +54,13 @@ class Throughput(pl.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar with the newest values that were logged, so that nothing is read from the device for it."""
+    """Lightning's bar with the newest logged values; nothing is read from the device for it."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """A few values by their short names."""
         latest = next((x.latest for x in trainer.loggers if isinstance(x, RunCSVLogger)), {})
         return {name.split("/")[1]: f"{latest[name]:.4g}" for name in SHOWN if name in latest}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Runs are counted in steps, not epochs."""
+        return "Training"

@@ -69,7 +69,8 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps `[B, in_channels, S, S]` to features `[B, width, S, S]`."""
-        x, skips = images, []
+        x = images
+        skips: list[Tensor] = []  # an annotation: Dynamo cannot trace a call of `list[Tensor]`
         for block in self.down:
             x = block(F.interpolate(x, scale_factor=0.5) if skips else x)
             skips.append(x)

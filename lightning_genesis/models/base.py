@@ -1,10 +1,8 @@
 """What all models have in common: the steps, the optimiser, compilation, and the names that are logged."""
 
-import random
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,8 @@ from lightning_genesis.metrics import (
 )
 from lightning_genesis.objectives import GECO, Objective
 from lightning_genesis.objectives.base import objective_from_plain
-from lightning_genesis.scene import IndexedNoise, Noise, Scene, Terms
+from lightning_genesis.random_state import random_state, set_random_state
+from lightning_genesis.scene import IndexedNoise, MaskKind, Noise, Scene, Terms
 
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
 """Optimisers whose fused form skips a step on a flag that stays on the device."""
@@ -46,7 +45,7 @@ class SceneModel(pl.LightningModule):
             `learning_rate`: of the optimiser;
             `optimizer`: its name in `torch.optim`;
             `num_background`: ids below this are background in the ground-truth segmentation;
-            `metric_convention`: what the segmentation scores do in edge cases, a name in `metrics.CONVENTIONS`;
+            `metric_convention`: edge cases of the segmentation scores, a name in `metrics.CONVENTIONS`;
             `compile`: mode of `torch.compile` for the network ("default", "reduce-overhead", ...), or None.
     """
 
@@ -72,9 +71,9 @@ class SceneModel(pl.LightningModule):
                 f"optimizer={self.optimizer_name!r} is not in torch.optim: use Adam, RMSprop, ..."
             )
         self.finite: Tensor | None = None
-        """Whether everything about the step being taken is finite; `FiniteGate` sets it, `GECOCallback` asks."""
+        """Whether everything about the step is finite; `FiniteGate` sets it, `GECOCallback` asks."""
         self.watched: tuple[tuple[str, ...], Tensor] | None = None
-        """The step's terms: names and whether each is finite for all images; `FiniteGate` reads and clears it."""
+        """The step's terms: names, and whether each is finite; `FiniteGate` reads and clears it."""
         self.segmentation_scores = nn.ModuleDict()
         self.image_means = nn.ModuleDict()
         for stage in ("val", "test"):
@@ -189,12 +188,13 @@ class SceneModel(pl.LightningModule):
         if scene.num_active is not None:
             values["num_active"] = scene.num_active
         for name, value in values.items():
-            metric = cast(nn.ModuleDict, self.image_means[stage])[name]
+            metric = cast(PerImageMean, cast(nn.ModuleDict, self.image_means[stage])[name])
             metric.update(value)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(images))
         if "segmentation" not in batch or self.num_slots == 1:
             return
-        kinds = ("decoded",) if scene.attention_log_masks is None else ("decoded", "attention")
+        kinds: tuple[MaskKind, ...] = ("decoded", "attention")
+        kinds = kinds if scene.attention_log_masks is not None else kinds[:1]
         for kind in kinds:
             scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
             scores.update(scene.segmentation(kind), batch["segmentation"])
@@ -244,28 +244,3 @@ class SceneModel(pl.LightningModule):
         if state is not None:
             set_random_state(state)
             self._resumed_random_state = None
-
-
-def random_state() -> dict[str, Any]:
-    """State of Python's, NumPy's and torch's generators, as tensors, lists and numbers."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts the generators where `random_state` found them."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])

@@ -1,5 +1,8 @@
-"""GENESIS-V2 (Engelcke, Parker Jones, Posner: "GENESIS-V2: Inferring Unordered Object Representations
-without Iterative Refinement", NeurIPS 2021)."""
+"""GENESIS-V2.
+
+Engelcke, Parker Jones, Posner: "GENESIS-V2: Inferring Unordered Object Representations without Iterative
+Refinement", NeurIPS 2021.
+"""
 
 from typing import Literal, NamedTuple
 
@@ -91,6 +94,7 @@ class GenesisV2Network(nn.Module):
             area = masks.sum(dim=2, keepdim=True)
             pooled = masks @ features.float().flatten(2).transpose(1, 2)  # [B, K, F]
             weight, bias = self.feature_projection.weight.flatten(1), self.feature_projection.bias
+            assert bias is not None
             return (pooled @ weight.t() + area * bias) / (area + 1e-5)
 
     def infer(
@@ -175,6 +179,7 @@ class GenesisV2(SceneModel):
     """
 
     branches = ("genesis_v2",)
+    network: GenesisV2Network
 
     def __init__(
         self,
@@ -201,8 +206,8 @@ class GenesisV2(SceneModel):
         metric_convention: Convention = "genesis",
         compile: str | None = None,
     ) -> None:
-        super().__init__(locals())
         _check_architecture(num_slots, image_size, latent_dim, feature_dim, decoder_stages, std, likelihood)
+        super().__init__(locals())
         self.network = GenesisV2Network(
             num_slots, image_size, latent_dim, feature_dim, kernel, semi_convolutional, decoder_stages
         )
@@ -323,8 +328,9 @@ def _check_architecture(
         )
     if decoder_stages < 1 or image_size % 2**decoder_stages or image_size < 2 ** (decoder_stages + 1):
         raise ConfigurationError(
-            f"decoder_stages={decoder_stages} does not fit image_size={image_size}: the decoder starts from a "
-            f"grid of side image_size / 2^decoder_stages, which must be a whole number of at least 2"
+            f"decoder_stages={decoder_stages} does not fit image_size={image_size}: the decoder starts from "
+            f"a grid of side image_size / 2^decoder_stages, which must be a whole number of at least 2; "
+            f"use an image_size that is a multiple of {2 ** max(decoder_stages, 1)}, or fewer stages"
         )
     if not std > 0.0:
         raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")

@@ -300,7 +300,7 @@ def test_fit_does_not_make_what_takes_long(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_modules.base._free_bytes", lambda folder: 9000)
     with pytest.raises(
-        DataError, match="9.0 kB free, expected 10.9 kB for toy; free space or choose another `root`"
+        DataError, match=r"9\.0 kB free, expected 10\.9 kB for toy; free space or choose another `root`"
     ):
         toy(tmp_path / "root").prepare()
     assert not (tmp_path / "root").exists()

@@ -162,9 +162,6 @@ def test_nothing_leaves_its_window_or_the_frame() -> None:
     assert windows.left.max() + windows.masks.shape[2] <= 64
 
 
-# ---- the published file, here with fewer sprites
-
-
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """Frames of a dSprites that ends after 5000 sprites."""

@@ -201,7 +201,7 @@ def test_records_must_agree(tmp_path: Path) -> None:
         records() | {"images": np.zeros((10, 8, 8, 4), np.uint8)},
         records() | {"images": np.zeros((10, 8, 8, 3), np.float32)},
     ):
-        with pytest.raises(ValueError, match="records|npy"):
+        with pytest.raises(ValueError, match=r"records|npy"):
             write_store(path, iter([records(), second]), name="toy", split="train", settings={}, source={})
     assert not list(tmp_path.iterdir())
 
