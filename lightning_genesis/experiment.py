@@ -81,9 +81,11 @@ class Parser(LightningArgumentParser):
         Raises:
             ConfigurationError: always.
         """
-        parser = getattr(ex, "subcommand_parser", None) or self
-        if subcommands := [action for action in parser._actions if isinstance(action.choices, dict)]:
-            parser = next(iter(subcommands[0].choices.values()))  # all take the same options
+        parser: Any = getattr(ex, "subcommand_parser", None) or self
+        for action in parser._actions:
+            if isinstance(action.choices, dict):
+                parser = next(iter(action.choices.values()))  # all subcommands take the same options
+                break
         options = [option for action in parser._actions for option in action.option_strings]
         raise ConfigurationError(explain(message, options)) from ex
 
@@ -98,7 +100,8 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.arguments = list(args)
         self.run_options = RunOptions()
-        sys_argv, sys.argv = sys.argv, sys.argv[:1]  # Lightning warns when both are there
+        # Other ranks are started by this command line again.
+        sys_argv, sys.argv = sys.argv, [sys.argv[0], *self.arguments]
         try:
             super().__init__(
                 SceneModel,
@@ -118,6 +121,10 @@ class ExperimentCLI(LightningCLI):
             sys.argv = sys_argv
 
     # ---------------------------------------------------------------- arguments
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses what was given, without Lightning's warning that the command line is there as well."""
+        self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has besides model, data and trainer."""

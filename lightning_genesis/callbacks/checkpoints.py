@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -115,6 +114,8 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def last_good(trainer: pl.Trainer) -> str:
-    """Path of the newest checkpoint of the run, for messages."""
-    paths: list[Any] = [callback.last_model_path for callback in trainer.checkpoint_callbacks]
-    return next((str(path) for path in paths if path and Path(path).name == "last.ckpt"), "none yet")
+    """Path of the newest checkpoint of the run, or the one it was resumed from, for messages."""
+    last = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint))
+    # Of a ModelCheckpoint without a monitor, the best is the newest.
+    saved = next((callback.best_model_path for callback in last if callback.best_model_path), None)
+    return str(saved or trainer.ckpt_path or "none yet")

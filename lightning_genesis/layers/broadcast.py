@@ -27,12 +27,20 @@ class TransposedConvDecoder(nn.Module):
         image_size: side of the output; a multiple of `2 ** num_stages`.
         hidden_dim: channels of every stage, a multiple of the 8 groups of its normalisation.
         num_stages: how often the side doubles.
+        norm: normalise every stage. Group normalisation takes the mean of a map away, and with few channels
+            per group the flat colour of an object with it.
     """
 
     grid: Tensor
 
     def __init__(
-        self, latent_dim: int, out_channels: int, image_size: int, hidden_dim: int = 64, num_stages: int = 4
+        self,
+        latent_dim: int,
+        out_channels: int,
+        image_size: int,
+        hidden_dim: int = 64,
+        num_stages: int = 4,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         stages: list[nn.Module] = []
@@ -40,7 +48,7 @@ class TransposedConvDecoder(nn.Module):
             in_channels = hidden_dim if stage else latent_dim + 2
             stages += [
                 nn.ConvTranspose2d(in_channels, hidden_dim, 5, stride=2, padding=2, output_padding=1),
-                nn.GroupNorm(8, hidden_dim),
+                nn.GroupNorm(8, hidden_dim) if norm else nn.Identity(),
                 nn.ReLU(inplace=True),
             ]
         self.layers = nn.Sequential(*stages, nn.Conv2d(hidden_dim, out_channels, 1))

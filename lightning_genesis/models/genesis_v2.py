@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers import AutoregressivePrior, InstanceColouringSBP, TransposedConvDecoder, UNet
+from lightning_genesis.layers.broadcast import coordinate_grid
 from lightning_genesis.layers.ic_sbp import Colouring, KernelName
 from lightning_genesis.layers.unet import num_unet_blocks
 from lightning_genesis.metrics import Convention
@@ -25,6 +26,8 @@ from lightning_genesis.objectives import (
 )
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal, draw_uniform
+
+Activation = Literal["sigmoid", "linear"]
 
 
 class Posterior(NamedTuple):
@@ -41,6 +44,8 @@ class GenesisV2Network(nn.Module):
     Args: see `GenesisV2`.
     """
 
+    coordinates: Tensor | None
+
     def __init__(
         self,
         num_slots: int,
@@ -49,9 +54,18 @@ class GenesisV2Network(nn.Module):
         feature_dim: int,
         kernel: KernelName,
         semi_convolutional: bool,
+        pool_coordinates: bool,
+        posterior_bias: float | None,
         decoder_stages: int,
+        decoder_norm: bool,
+        component_activation: Activation,
     ) -> None:
         super().__init__()
+        if component_activation not in ("sigmoid", "linear"):
+            raise ConfigurationError(
+                f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
+            )
+        self.component_activation = component_activation
 
         def group_norm(channels: int) -> nn.Module:
             return nn.GroupNorm(8, channels)
@@ -66,14 +80,22 @@ class GenesisV2Network(nn.Module):
             feature_dim, num_slots, image_size, kernel, semi_convolutional=semi_convolutional
         )
         self.feature_head = nn.Sequential(*head())
-        self.feature_projection = nn.Conv2d(feature_dim, 2 * feature_dim, 1)
+        pooled_dim = feature_dim + 2 if pool_coordinates else feature_dim
+        self.feature_projection = nn.Conv2d(pooled_dim, 2 * feature_dim, 1)
+        coordinates = coordinate_grid(image_size) if pool_coordinates else None
+        self.register_buffer("coordinates", coordinates, persistent=False)
+        posterior = nn.Linear(2 * feature_dim, 2 * latent_dim)
+        if posterior_bias is not None:
+            nn.init.constant_(posterior.bias[latent_dim:], posterior_bias)
         self.posterior_head = nn.Sequential(
             nn.LayerNorm(2 * feature_dim),
             nn.Linear(2 * feature_dim, 2 * feature_dim),
             nn.ReLU(inplace=True),
-            nn.Linear(2 * feature_dim, 2 * latent_dim),
+            posterior,
         )
-        self.decoder = TransposedConvDecoder(latent_dim, 4, image_size, feature_dim, decoder_stages)
+        self.decoder = TransposedConvDecoder(
+            latent_dim, 4, image_size, feature_dim, decoder_stages, decoder_norm
+        )
 
     def colour(
         self, images: Tensor, scores: Tensor, num_slots: int, min_pixels: float | None = None
@@ -92,7 +114,10 @@ class GenesisV2Network(nn.Module):
         with full_precision(features):
             masks = log_masks.exp().flatten(2)  # [B, K, H W]
             area = masks.sum(dim=2, keepdim=True)
-            pooled = masks @ features.float().flatten(2).transpose(1, 2)  # [B, K, F]
+            maps = features.float()
+            if self.coordinates is not None:
+                maps = torch.cat([maps, self.coordinates.expand(len(maps), -1, -1, -1)], dim=1)
+            pooled = masks @ maps.flatten(2).transpose(1, 2)  # [B, K, F]
             weight, bias = self.feature_projection.weight.flatten(1), self.feature_projection.bias
             assert bias is not None
             return (pooled @ weight.t() + area * bias) / (area + 1e-5)
@@ -117,7 +142,9 @@ class GenesisV2Network(nn.Module):
         """
         decoded = self.decoder(latents.flatten(0, 1)).float().unflatten(0, latents.shape[:2])
         with full_precision(decoded):
-            components, logits = decoded[:, :, :3].sigmoid(), decoded[:, :, 3:]
+            components, logits = decoded[:, :, :3], decoded[:, :, 3:]
+            if self.component_activation == "sigmoid":
+                components = components.sigmoid()
             if num_active is not None:
                 logits = logits.masked_fill(
                     ~used_slots(num_active, latents)[..., None, None, None], -torch.inf
@@ -166,7 +193,14 @@ class GenesisV2(SceneModel):
         analytic_kl: closed form of each slot's KL instead of one sample's estimate.
         flexible_slots: in evaluation, stop at the first mask below `min_pixels`.
         min_pixels: that threshold; the paper used 20, and 70 for ObjectsRoom.
+        pool_coordinates: average pixel coordinates under a slot's mask along with its features. Not in the
+            paper: the encoder need not learn where things are, which takes it long.
+        posterior_bias: what the bias of the posterior's raw scale starts from, torch's own if None. Not in
+            the paper: at -3 the posterior starts narrow and the decoder can learn from it at once.
         decoder_stages: times the decoder doubles its grid of side `image_size / 2 ** decoder_stages`.
+        decoder_norm: normalise the decoder's stages; see `TransposedConvDecoder`.
+        component_activation: "sigmoid", or "linear" for components that may leave [0, 1]. Not in the paper:
+            a sigmoid saturates early on black or saturated colours.
         objective: see `SceneModel`.
         learning_rate: see `SceneModel`.
         optimizer: see `SceneModel`.
@@ -198,7 +232,11 @@ class GenesisV2(SceneModel):
         analytic_kl: bool = False,
         flexible_slots: bool = False,
         min_pixels: float = 20.0,
+        pool_coordinates: bool = False,
+        posterior_bias: float | None = None,
         decoder_stages: int = 4,
+        decoder_norm: bool = True,
+        component_activation: Activation = "sigmoid",
         objective: Objective | None = None,
         learning_rate: float = 1e-4,
         optimizer: str = "Adam",
@@ -209,7 +247,17 @@ class GenesisV2(SceneModel):
         _check_architecture(num_slots, image_size, latent_dim, feature_dim, decoder_stages, std, likelihood)
         super().__init__(locals())
         self.network = GenesisV2Network(
-            num_slots, image_size, latent_dim, feature_dim, kernel, semi_convolutional, decoder_stages
+            num_slots,
+            image_size,
+            latent_dim,
+            feature_dim,
+            kernel,
+            semi_convolutional,
+            pool_coordinates,
+            posterior_bias,
+            decoder_stages,
+            decoder_norm,
+            component_activation,
         )
         self.slot_prior = AutoregressivePrior(latent_dim) if autoregressive_prior and num_slots > 1 else None
         self.latent_dim, self.likelihood, self.std = latent_dim, likelihood, std

@@ -21,7 +21,12 @@ def clamped(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def reference(
-    embeddings: Tensor, scores: Tensor, log_sigma: Tensor, kernel: str, num_slots: int, min_pixels: float = 0.0
+    embeddings: Tensor,
+    scores: Tensor,
+    log_sigma: Tensor,
+    kernel: str,
+    num_slots: int,
+    min_pixels: float = 0.0,
 ) -> list[Tensor]:
     """Log-masks of one image's embeddings `[E, S, S]` and scores `[S, S]`, one step after the other."""
     size = embeddings.shape[-1]
@@ -164,5 +169,5 @@ def test_initial_width(kernel: str, log_width: float) -> None:
 
 
 def test_unknown_kernel() -> None:
-    with pytest.raises(ConfigurationError, match="kernel='cauchy'.*gaussian, laplacian, epanechnikov"):
+    with pytest.raises(ConfigurationError, match=r"kernel='cauchy'.*gaussian, laplacian, epanechnikov"):
         initial_kernel_width("cauchy", 7)  # type: ignore[arg-type]

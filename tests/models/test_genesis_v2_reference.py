@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytest import approx
 from torch import Tensor
 
 from lightning_genesis.layers.broadcast import spatial_broadcast
@@ -20,7 +19,7 @@ FORWARD = 1e-4
 
 def close(found: Tensor, expected: list[float] | float, tolerance: float = FORWARD) -> None:
     __tracebackhide__ = True
-    assert found.detach().tolist() == approx(expected, rel=tolerance)
+    assert found.detach().tolist() == pytest.approx(expected, rel=tolerance)
 
 
 def statistics(tensor: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ def test_number_of_parameters_by_part() -> None:
 )
 def test_initial_kernel_width(kernel: str, log_sigma: float) -> None:
     colouring = GenesisV2(7, 64, kernel=kernel).network.colouring  # type: ignore[arg-type]
-    assert colouring.log_sigma.item() == approx(log_sigma, abs=5e-5)
+    assert colouring.log_sigma.item() == pytest.approx(log_sigma, abs=5e-5)
     assert colouring.gate is not None
     assert colouring.gate.item() == 0.0
 
@@ -369,8 +368,8 @@ def test_flexible_number_of_slots() -> None:
 
     together = model(batch, FixtureNoise())
     terms = model.loss_terms(together, batch)["genesis_v2"]
-    assert terms.nll[0].item() == approx(8355.64, rel=FORWARD)
-    assert terms.kl["latent"][0].item() == approx(13.372 + 24.632 + 37.992 + 21.136, rel=FORWARD)
+    assert terms.nll[0].item() == pytest.approx(8355.64, rel=FORWARD)
+    assert terms.kl["latent"][0].item() == pytest.approx(13.372 + 24.632 + 37.992 + 21.136, rel=FORWARD)
     for image in range(2):
         own = model.loss_terms(alone[image], batch[image : image + 1])["genesis_v2"]
         assert together.num_active[image] == alone[image].num_active[0]
@@ -405,4 +404,4 @@ def test_reference_on_a_gpu() -> None:
     batch = images().to("cuda")
     scene = model(batch, FixtureNoise())
     terms = model.loss_terms(scene, batch)["genesis_v2"]
-    assert terms.nll.tolist() == approx([8353.96, 8353.64], rel=1e-3)
+    assert terms.nll.tolist() == pytest.approx([8353.96, 8353.64], rel=1e-3)

@@ -32,7 +32,7 @@ def test_plain_form_names_class_and_arguments() -> None:
     "class_path", ["os.system", "torch.nn.Linear", "lightning_genesis.objectives.base.Objective", "", None]
 )
 def test_other_classes_are_refused(class_path: Any) -> None:
-    with pytest.raises(ConfigurationError, match="is unknown: use one of .*GECO") as raised:
+    with pytest.raises(ConfigurationError, match=r"is unknown: use one of .*GECO") as raised:
         objective_from_plain({"class_path": class_path, "init_args": {"command": "true"}})
     assert "\n" not in str(raised.value)
 

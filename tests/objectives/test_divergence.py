@@ -91,4 +91,6 @@ def test_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(sampled_gaussian_kl(*arguments), sampled_gaussian_kl(*arguments).float())
         assert gaussian_kl(*arguments[1:]).dtype == torch.float32
-        assert mask_kl(torch.zeros(1, 2, 1, 2, 2).bfloat16(), torch.zeros(1, 2, 1, 2, 2)).dtype == torch.float32
+        assert (
+            mask_kl(torch.zeros(1, 2, 1, 2, 2).bfloat16(), torch.zeros(1, 2, 1, 2, 2)).dtype == torch.float32
+        )

@@ -58,15 +58,15 @@ def test_mixture_where_densities_underflow(std: float) -> None:
     images = torch.zeros(1, 3, 2, 2)
     components = torch.ones(1, 2, 3, 2, 2).cumsum(dim=1) / 2.0  # errors 0.5 and 1
     log_masks = torch.tensor([-100.0, -math.exp(-100.0)]).reshape(1, 2, 1, 1, 1).expand(1, 2, 1, 2, 2)
-    joint = [
-        float(log_masks[0, k, 0, 0, 0]) - 0.5 * (0.5 * (k + 1) / std) ** 2 for k in range(2)
-    ]
+    joint = [float(log_masks[0, k, 0, 0, 0]) - 0.5 * (0.5 * (k + 1) / std) ** 2 for k in range(2)]
     high = max(joint)
     log_density = high + math.log(sum(math.exp(value - high) for value in joint))
     constant = math.log(std) + 0.5 * math.log(2.0 * math.pi)
     found = mixture_nll(images, components, log_masks, std)
     assert found.item() == pytest.approx(12 * (constant - log_density), rel=1e-6)
-    naive = (log_masks.exp() * torch.distributions.Normal(components, std).log_prob(0 * components).exp()).sum(1)
+    naive = (
+        log_masks.exp() * torch.distributions.Normal(components, std).log_prob(0 * components).exp()
+    ).sum(1)
     assert naive.log().isinf().any()
 
 

@@ -40,7 +40,7 @@ def images(size: int = 64, batch: int = 2) -> Tensor:
 
 
 class FixtureNoise:
-    """Draw i of a standard normal is `RandomState(1000 + i)`; draws of several slots are stacked on axis 1."""
+    """Draw i of a standard normal is `RandomState(1000 + i)`; several slots' draws are stacked on axis 1."""
 
     def __init__(self, batch: int = 2) -> None:
         self.count, self.batch = 0, batch
