@@ -243,7 +243,7 @@ def test_fast_dev_run_leaves_nothing(command: Command, folder: Path) -> None:
         (["--data.image_size", "16"], ["image_size=16", "32, 48, 64"]),
         (["--data.num_slots", "0"], ["num_slots"]),
         (["--model.feature_dim", "12"], ["feature_dim=12", "multiple of 8"]),
-        (["--model.optimizer", "Adamm"], ["Adamm", "torch.optim"]),
+        (["--model.optimizer", "Adamm"], ["Adamm", "Adam, AdamW, SGD, RMSprop"]),
         (["--init_from", "nowhere.ckpt"], ["nowhere.ckpt", "no such checkpoint"]),
         (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "no such checkpoint"]),
     ],

@@ -25,6 +25,8 @@ from lightning_genesis.scene import IndexedNoise, MaskKind, Noise, Scene, Terms
 
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
 """Optimisers whose fused form skips a step on a flag that stays on the device."""
+OPTIMIZERS = (*FUSED_OPTIMIZERS, "RMSprop")
+"""Optimisers of which `FiniteGate` can hold back a step: RMSprop, as configured here, has no momentum."""
 EVALUATION_SEED = 0
 """Seed of the noise in validation, test and predict; the image's index does the rest."""
 
@@ -66,9 +68,9 @@ class SceneModel(pl.LightningModule):
         self.learning_rate: float = arguments["learning_rate"]
         self.optimizer_name: str = arguments["optimizer"]
         self.compile_mode: str | None = arguments["compile"]
-        if not hasattr(torch.optim, self.optimizer_name):
+        if self.optimizer_name not in OPTIMIZERS:
             raise ConfigurationError(
-                f"optimizer={self.optimizer_name!r} is not in torch.optim: use Adam, RMSprop, ..."
+                f"optimizer={self.optimizer_name!r} is unknown: use one of {', '.join(OPTIMIZERS)}"
             )
         self.finite: Tensor | None = None
         """Whether everything about the step is finite; `FiniteGate` sets it, `GECOCallback` asks."""

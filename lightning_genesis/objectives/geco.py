@@ -67,7 +67,8 @@ class GECO(Objective):
         self.goal, self.step_size, self.smoothing, self.speedup = goal, step_size, smoothing, speedup
         self.beta_min, self.beta_max = beta_min, beta_max
         self._num_dimensions = REFERENCE_DIMENSIONS
-        self._errors: list[Tensor] = []
+        self._error: Tensor | None = None  # sum over the micro-batches since the last update
+        self._micro_batches = 0
 
     def bind(self, branches: Sequence[str]) -> None:
         """See `Objective.bind`."""
@@ -80,16 +81,18 @@ class GECO(Objective):
         """See `Objective.forward`. In training the error is kept for `update`."""
         if self.training:
             self._num_dimensions = num_dimensions
-            self._errors.append(torch.stack([term.nll.detach().mean() for term in terms.values()]))
+            error = torch.stack([term.nll.detach().mean() for term in terms.values()])
+            self._error = error if self._error is None else self._error + error
+            self._micro_batches += 1
         return weighted_sum(terms, self.beta)
 
     @torch.no_grad()
     def update(self, finite: Tensor | None = None) -> None:
         """See `Objective.update`. Nothing here waits for the device."""
-        if not self._errors:
+        if self._error is None:
             return
-        error = torch.stack(self._errors).mean(dim=0)
-        self._errors.clear()
+        error = self._error / self._micro_batches
+        self._error, self._micro_batches = None, 0
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(error)
             error = error / dist.get_world_size()
