@@ -13,7 +13,16 @@ EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
 def test_two_steps(experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = ["--data.train_size", "4", "--data.val_size", "2", "--data.test_size", "2", "--data.batch_size", "2"]
+    sizes = [
+        "--data.train_size",
+        "4",
+        "--data.val_size",
+        "2",
+        "--data.test_size",
+        "2",
+        "--data.batch_size",
+        "2",
+    ]
     args = ["fit", "--config", str(experiment), *sizes, "--data.root", str(tmp_path / "data")]
     assert main([*args, "--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu"]) == 0
 

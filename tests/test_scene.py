@@ -34,7 +34,9 @@ def test_segmentation_takes_the_largest_and_the_first_on_ties() -> None:
 
 def test_map_reaches_everything() -> None:
     inner = make_scene()
-    scene = Scene(inner.components, inner.log_masks, auxiliary={"inner": inner}, num_active=torch.tensor([1, 2, 3]))
+    scene = Scene(
+        inner.components, inner.log_masks, auxiliary={"inner": inner}, num_active=torch.tensor([1, 2, 3])
+    )
     half = scene[:2]
     assert half.components.shape[0] == half.auxiliary["inner"].latents["sample"].shape[0] == 2
     assert half.num_active is not None

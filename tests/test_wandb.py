@@ -41,6 +41,6 @@ def test_offline_run_is_read_back(
     assert (folder / "wandb-id.txt").read_text() == identity
     files = list(folder.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2
-    resumed = [read_run(other)[1] for other in files if other != file][0]
+    resumed = next(read_run(other)[1] for other in files if other != file)
     steps = [row["trainer/global_step"] for row in resumed if "train/loss" in row]
     assert steps == [5]

@@ -44,7 +44,8 @@ def test_equals_scikit_learn(foreground: bool, num_background: int, num_slots: i
     scores = adjusted_rand_index(
         prediction, target, num_slots=num_slots, num_background=num_background, foreground=foreground
     )
-    assert scores.dtype == torch.float64 and scores.shape == (12,)
+    assert scores.dtype == torch.float64
+    assert scores.shape == (12,)
     expected = reference(prediction, target, num_background, foreground)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-12)
 
@@ -65,7 +66,8 @@ def test_integer_types_agree_and_arguments_stay_as_they_are(dtype: torch.dtype) 
     typed = prediction.to(dtype), target.to(dtype)
     before = typed[0].clone(), typed[1].clone()
     torch.testing.assert_close(adjusted_rand_index(*typed, num_slots=5), expected, rtol=0, atol=0)
-    assert torch.equal(typed[0], before[0]) and torch.equal(typed[1], before[1])
+    assert torch.equal(typed[0], before[0])
+    assert torch.equal(typed[1], before[1])
 
 
 @pytest.mark.parametrize("foreground", [False, True])
@@ -166,7 +168,9 @@ def test_mean_over_images_whatever_the_batches() -> None:
         metric.update(prediction[part], target[part])
     np.testing.assert_allclose(metric.compute().item(), reference(prediction, target, 1, True).mean())
     assert metric.compute().dtype == torch.float64
-    assert metric.higher_is_better and not metric.is_differentiable and not metric.full_state_update
+    assert metric.higher_is_better
+    assert not metric.is_differentiable
+    assert not metric.full_state_update
     metric.reset()
     torch.testing.assert_close(
         metric(prediction[:2], target[:2]),

@@ -101,7 +101,8 @@ def test_the_mean_leaves_out_what_is_undefined(convention: Convention, mean: flo
     metric.update(torch.cat([OBJECT.long(), ONE_SLOT, WRONG_PIXEL]), torch.cat([OBJECT, BACKGROUND, OBJECT]))
     assert metric.compute().item() == pytest.approx(mean)
     counts = metric.image_counts()
-    assert counts["counted"].item() == counted and counts["without_foreground"].item() == 1
+    assert counts["counted"].item() == counted
+    assert counts["without_foreground"].item() == 1
 
 
 def test_a_mean_over_nothing_is_not_a_number() -> None:

@@ -12,8 +12,10 @@ def test_every_image_weighs_the_same() -> None:
     metric = PerImageMean()
     metric.update(torch.tensor([1.0, 2.0, 3.0]))
     metric.update(torch.tensor([10]))
-    assert metric.compute().item() == 4 and metric.compute().dtype == torch.float64
-    assert metric.count.item() == 4 and metric.count.dtype == torch.int64
+    assert metric.compute().item() == 4
+    assert metric.compute().dtype == torch.float64
+    assert metric.count.item() == 4
+    assert metric.count.dtype == torch.int64
 
 
 def test_sums_are_float64() -> None:
@@ -28,7 +30,8 @@ def test_a_cast_model_does_not_cast_the_sums() -> None:
     metric = PerImageMean().to(torch.bfloat16)
     metric.update(torch.tensor([1000.0, 1.0]))
     metric.update(torch.tensor([1.0]))
-    assert metric.total.dtype == torch.float64 and metric.total.item() == 1002
+    assert metric.total.dtype == torch.float64
+    assert metric.total.item() == 1002
 
 
 @pytest.mark.parametrize("bad", [float("nan"), inf, -inf])
@@ -64,7 +67,8 @@ def test_squared_error_by_hand() -> None:
     reconstruction[0] = 0.5
     reconstruction[1, 0, 0, 0] = 1
     error = mean_squared_error(reconstruction, image)
-    assert error.tolist() == pytest.approx([0.25, 1 / 12]) and error.dtype == torch.float64
+    assert error.tolist() == pytest.approx([0.25, 1 / 12])
+    assert error.dtype == torch.float64
     metric = MeanSquaredError()
     metric.update(reconstruction[:1], image[:1])
     metric.update(reconstruction[1:], image[1:])
@@ -75,5 +79,5 @@ def test_squared_error_by_hand() -> None:
 def test_squared_error_refuses_other_shapes_and_bytes() -> None:
     with pytest.raises(ValueError, match=r"expected the same \[B, C, H, W\], got \[2, 3, 4, 4\] and \[1, 3"):
         mean_squared_error(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4))
-    with pytest.raises(TypeError, match="image: expected floating-point values, got torch.uint8"):
+    with pytest.raises(TypeError, match=r"image: expected floating-point values, got torch.uint8"):
         mean_squared_error(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
