@@ -48,6 +48,8 @@ NOISE = (
     r".*overridden `on_after_batch_transfer`",  # on purpose: bytes become floats in one place
     r".*LeafSpec",  # Lightning 2.6 with a newer torch
     r".*does not have many workers",  # a memory map is fastest in the training process
+    r".*callbacks used to create the checkpoint",  # evaluation saves nothing
+    r".*Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 """Warnings about what is right here."""
 
@@ -297,6 +299,6 @@ def main(args: Sequence[str]) -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda row: "litlogger" not in str(row.msg)
+        lambda row: not any(name in str(row.msg) for name in ("litlogger", "litmodels"))
     )
     ExperimentCLI(args)

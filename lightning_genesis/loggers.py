@@ -103,7 +103,7 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     run_id = identity.read_text().strip() if identity.is_file() else None
     project = os.environ.get("WANDB_PROJECT", "lightning-genesis")
     settings = wandb.Settings(silent=True, console="off") if offline else None
-    return WandbLogger(
+    logger = WandbLogger(
         name=name,
         save_dir=folder,
         id=run_id,
@@ -112,6 +112,8 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
         resume="allow",
         settings=settings,
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning 2.6 sets it, W&B warns that it means nothing
+    return logger
 
 
 def _wandb_answers() -> bool:

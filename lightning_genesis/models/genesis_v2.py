@@ -54,7 +54,7 @@ class GenesisV2Network(nn.Module):
         feature_dim: int,
         kernel: KernelName,
         semi_convolutional: bool,
-        pool_coordinates: bool,
+        coordinate_scale: float,
         posterior_bias: float | None,
         decoder_stages: int,
         decoder_norm: bool,
@@ -80,9 +80,9 @@ class GenesisV2Network(nn.Module):
             feature_dim, num_slots, image_size, kernel, semi_convolutional=semi_convolutional
         )
         self.feature_head = nn.Sequential(*head())
-        pooled_dim = feature_dim + 2 if pool_coordinates else feature_dim
+        pooled_dim = feature_dim + 2 if coordinate_scale else feature_dim
         self.feature_projection = nn.Conv2d(pooled_dim, 2 * feature_dim, 1)
-        coordinates = coordinate_grid(image_size) if pool_coordinates else None
+        coordinates = coordinate_scale * coordinate_grid(image_size) if coordinate_scale else None
         self.register_buffer("coordinates", coordinates, persistent=False)
         posterior = nn.Linear(2 * feature_dim, 2 * latent_dim)
         if posterior_bias is not None:
@@ -193,8 +193,8 @@ class GenesisV2(SceneModel):
         analytic_kl: closed form of each slot's KL instead of one sample's estimate.
         flexible_slots: in evaluation, stop at the first mask below `min_pixels`.
         min_pixels: that threshold; the paper used 20, and 70 for ObjectsRoom.
-        pool_coordinates: average pixel coordinates under a slot's mask along with its features. Not in the
-            paper: the encoder need not learn where things are, which takes it long.
+        coordinate_scale: average pixel coordinates, times this, under a slot's mask along with its features;
+            none if 0. Not in the paper, whose encoder has to learn where things are.
         posterior_bias: what the bias of the posterior's raw scale starts from, torch's own if None. Not in
             the paper: at -3 the posterior starts narrow and the decoder can learn from it at once.
         decoder_stages: times the decoder doubles its grid of side `image_size / 2 ** decoder_stages`.
@@ -232,7 +232,7 @@ class GenesisV2(SceneModel):
         analytic_kl: bool = False,
         flexible_slots: bool = False,
         min_pixels: float = 20.0,
-        pool_coordinates: bool = False,
+        coordinate_scale: float = 0.0,
         posterior_bias: float | None = None,
         decoder_stages: int = 4,
         decoder_norm: bool = True,
@@ -253,7 +253,7 @@ class GenesisV2(SceneModel):
             feature_dim,
             kernel,
             semi_convolutional,
-            pool_coordinates,
+            coordinate_scale,
             posterior_bias,
             decoder_stages,
             decoder_norm,

@@ -10,7 +10,7 @@ from lightning_genesis.models import GenesisV2
 from tests.models.test_genesis_v2 import batch_of, small_model
 
 OURS: dict[str, Any] = {
-    "pool_coordinates": True,
+    "coordinate_scale": 2.0,
     "posterior_bias": -3.0,
     "decoder_norm": False,
     "component_activation": "linear",
@@ -28,7 +28,7 @@ def test_all_options_together_train() -> None:
 
 
 def test_pooled_coordinates_are_the_centre_of_a_mask() -> None:
-    model = small_model(pool_coordinates=True)
+    model = small_model(coordinate_scale=3.0)
     network = model.network
     with torch.no_grad():  # the projection lets the coordinates through, and nothing else
         network.feature_projection.weight.zero_()
@@ -39,7 +39,7 @@ def test_pooled_coordinates_are_the_centre_of_a_mask() -> None:
     masks = torch.zeros(1, 2, 1, 32, 32)
     masks[0, 0, 0, 4:8, 20:30], masks[0, 1] = 1.0, 0.5
     pooled = network.pool(torch.rand(1, 8, 32, 32), masks.log())
-    expected = torch.tensor([2 * 5.5 / 31 - 1, 2 * 24.5 / 31 - 1])  # row, column
+    expected = 3.0 * torch.tensor([2 * 5.5 / 31 - 1, 2 * 24.5 / 31 - 1])  # row, column
     torch.testing.assert_close(pooled[0, 0, :2], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(pooled[0, 1, :2], torch.zeros(2), rtol=0, atol=1e-5)
 
