@@ -113,9 +113,9 @@ def show(rows: dict[str, dict[str, float]], pictures: list[Path], run: Path) -> 
     for name, values in rows.items():
         cells = [f"{values[key]:.4g}" if key in values else "" for key in COLUMNS.values()]
         table.add_row(name, *cells)
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(table)
-    console.print("Untrained attention masks are blobs that tile the image; that alone scores about 0.3.")
+    console.print("Masks that know nothing of objects score above 0 too: compare with the untrained row.")
     console.print(f"run folder: {run}")
     for path in pictures:
         console.print(f"  {path}")

@@ -29,6 +29,7 @@ def main(args: Sequence[str]) -> None:
     run = Path(options.run)
     path = find_checkpoint(run, options.checkpoint)
     config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"].get("init_args", {}).pop("root", None)  # a place on this machine, no part of the data
     file.parent.mkdir(parents=True, exist_ok=True)
     write_weights(file, read_checkpoint(path), config["data"])
     print(f"{path} -> {file} ({file.stat().st_size / 1e6:.1f} MB)")

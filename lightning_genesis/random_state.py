@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 
 def random_state() -> dict[str, Any]:
@@ -21,6 +22,16 @@ def random_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def random_states() -> list[dict[str, Any]]:
+    """`random_state` of every rank; all ranks have to call this."""
+    state = random_state()
+    if not (dist.is_available() and dist.is_initialized()):
+        return [state]
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, state)
+    return states
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:

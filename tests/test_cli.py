@@ -210,6 +210,7 @@ def test_predict_writes_masks_and_components(trained: Path, command: Command) ->
 def test_load_and_export(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert main(["export", str(trained), "weights.safetensors"]) == 0
+    assert str(folder).encode() not in (folder / "weights.safetensors").read_bytes()
     for source in (trained, folder / "weights.safetensors"):
         model, data = load(source)
         assert type(model).__name__ == "GenesisV2"

@@ -20,7 +20,7 @@ from lightning_genesis.metrics import (
 )
 from lightning_genesis.objectives import GECO, Objective
 from lightning_genesis.objectives.base import objective_from_plain
-from lightning_genesis.random_state import random_state, set_random_state
+from lightning_genesis.random_state import random_states, set_random_state
 from lightning_genesis.scene import IndexedNoise, MaskKind, Noise, Scene, Terms
 
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
@@ -72,6 +72,7 @@ class SceneModel(pl.LightningModule):
             raise ConfigurationError(
                 f"optimizer={self.optimizer_name!r} is unknown: use one of {', '.join(OPTIMIZERS)}"
             )
+        self._resumed_random_states: list[dict[str, Any]] = []
         self.finite: Tensor | None = None
         """Whether everything about the step is finite; `FiniteGate` sets it, `GECOCallback` asks."""
         self.watched: tuple[tuple[str, ...], Tensor] | None = None
@@ -218,18 +219,12 @@ class SceneModel(pl.LightningModule):
         if self.compile_mode is not None and self.network._compiled_call_impl is None:
             self.network.compile(mode=self.compile_mode)
 
-    def on_fit_start(self) -> None:
-        """Gives every rank noise of its own; all were seeded alike to build the same model."""
-        if self.trainer.world_size > 1 and not self.trainer.ckpt_path:
-            seed = torch.initial_seed() + self.global_rank
-            torch.manual_seed(seed)
-
     # ---------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the name of the model and the state of every random generator, as plain data."""
+        """Adds the name of the model and every rank's random generators, as plain data."""
         checkpoint["model_class"] = type(self).__name__
-        checkpoint["random_state"] = random_state()
+        checkpoint["random_states"] = random_states()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model; training takes up its random generators again."""
@@ -238,11 +233,16 @@ class SceneModel(pl.LightningModule):
             raise CheckpointError(
                 f"the checkpoint holds a {found}, the configuration a {type(self).__name__}"
             )
-        self._resumed_random_state = checkpoint.get("random_state")
+        self._resumed_random_states = checkpoint.get("random_states", [])
 
     def on_train_start(self) -> None:
-        """Restores the generators last, after everything that draws while a run is set up."""
-        state = getattr(self, "_resumed_random_state", None)
-        if state is not None:
-            set_random_state(state)
-            self._resumed_random_state = None
+        """Sets the generators last, after everything that draws while a run is set up.
+
+        A resumed run takes up its own, rank by rank. Otherwise every rank gets noise of its own: all were
+        seeded alike to build the same model.
+        """
+        if len(self._resumed_random_states) == self.trainer.world_size:
+            set_random_state(self._resumed_random_states[self.global_rank])
+        elif self.trainer.world_size > 1 or self._resumed_random_states:
+            torch.manual_seed(torch.initial_seed() + self.global_rank + self.global_step)
+        self._resumed_random_states = []
