@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from data_modules import SceneDataModule
 from lightning_genesis.callbacks.checkpoints import CheckpointOptions
@@ -33,6 +33,8 @@ LINKS = ("num_slots", "image_size", "num_background")
 """What the data know and the model needs."""
 MAY_DIFFER = ("compile",)
 """Model values that change how a model runs, not what it is."""
+TRAINING_ONLY = ("objective", "learning_rate", "optimizer")
+"""Model values that an evaluation does not depend on."""
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500_000,
     "max_epochs": -1,
@@ -205,7 +207,12 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.checkpoint is not None:
             self._compare(config.ckpt_path, self.checkpoint)
-        elif self.subcommand == "fit" and config.init_from is not None:
+            if config.ckpt_path.endswith(".safetensors"):  # Lightning does not read these
+                load_weights(self.model, config.ckpt_path)
+                self.config_init[self.subcommand].ckpt_path = None
+        elif self.subcommand != "fit":
+            rank_zero_warn("no --ckpt_path was given: the weights are untrained")
+        elif config.init_from is not None:
             load_weights(self.model, config.init_from)
             rank_zero_info(f"starting at step 0 from the weights of {config.init_from}")
 
@@ -214,7 +221,9 @@ class ExperimentCLI(LightningCLI):
         check_model(checkpoint, self.model, path)
         saved = checkpoint["hyper_parameters"]
         for name, value in self.model.hparams.items():
-            if name in MAY_DIFFER or name not in saved or saved[name] == value:
+            if name in MAY_DIFFER or saved.get(name, value) == value:
+                continue
+            if self.subcommand != "fit" and name in TRAINING_ONLY:
                 continue
             if self.subcommand != "fit" and self._is_given(name):
                 rank_zero_info(f"note: {name} is {value} here and was {saved[name]} in training")
@@ -245,7 +254,7 @@ class ExperimentCLI(LightningCLI):
             callbacks += [ContinueLog(), Throughput()]
         if trainer["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
-        trainer["default_root_dir"] = trainer["default_root_dir"] or str(run.folder)
+        trainer["default_root_dir"] = str(run.folder)
         trainer["logger"] = self._loggers(trainer["logger"], bool(trainer["fast_dev_run"]))
         self.save_config_kwargs = {"folder": run.folder}
         return self._instantiate_trainer({**trainer, **kwargs}, callbacks)

@@ -221,6 +221,18 @@ def test_load_and_export(trained: Path, folder: Path, monkeypatch: pytest.Monkey
         )
 
 
+def test_weight_files_are_scored_like_checkpoints(trained: Path, command: Command, folder: Path) -> None:
+    config = str(trained / "config.yaml")
+    assert main(["export", str(trained), str(folder / "shared.safetensors"), "--checkpoint", "last"]) == 0
+    assert command("validate", "--ckpt_path", "last", config=config) == 0
+    assert command("validate", "--ckpt_path", str(folder / "shared.safetensors"), config=config) == 0
+    with pytest.warns(UserWarning, match="the weights are untrained"):
+        assert command("validate", config=config) == 0
+    first, second, untrained = rows(trained / "validate.csv")[-3:]
+    for name in ("val/elbo", "val/ari_fg", "val/mse"):
+        assert first[name] == second[name] != untrained[name]
+
+
 def test_fast_dev_run_leaves_nothing(command: Command, folder: Path) -> None:
     assert command("fit", "--run.name", "dry", "--trainer.fast_dev_run", "true") == 0
     assert not (folder / "runs/dry").exists()
