@@ -1,5 +1,6 @@
 """`lightning-genesis demo`: the main job, small, on data that it makes itself."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,12 @@ def main(args: Sequence[str]) -> None:
     show(rows, pictures, run)
 
 
+def losses(run: Path) -> list[float]:
+    """Every logged training loss of a run."""
+    with open(run / "metrics.csv", newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
 def _taken(root: str, n: int) -> bool:
     return (Path(root) / f"demo-{n}").exists()
 
@@ -115,6 +122,8 @@ def show(rows: dict[str, dict[str, float]], pictures: list[Path], run: Path) -> 
         table.add_row(name, *cells)
     console = Console(soft_wrap=True)
     console.print(table)
+    if values := losses(run):
+        console.print(f"loss: {values[0]:.4g} -> {values[-1]:.4g} nats per image")
     console.print("Masks that know nothing of objects score above 0 too: compare with the untrained row.")
     console.print(f"run folder: {run}")
     for path in pictures:
