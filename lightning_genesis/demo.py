@@ -58,7 +58,8 @@ def main(args: Sequence[str]) -> None:
         "untrained": _scores(untrained.trainer),
         f"trained {trained.trainer.global_step} steps": _scores(tested.trainer),
     }
-    pictures = sorted((run / "pictures").glob("*.png"))
+    names = ("initial_masks", "test_reconstructions", "test_samples")
+    pictures = [run / "pictures" / f"{name}.png" for name in names]
     if SHIPPED.is_file():
         model, data = load(SHIPPED)
         data.root = tested.datamodule.root

@@ -102,6 +102,7 @@ class ExperimentCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
+        _quieten()
         self.arguments = list(args)
         self.run_options = RunOptions()
         # Other ranks are started by this command line again.
@@ -303,11 +304,14 @@ def _is_main_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def main(args: Sequence[str]) -> None:
-    """Runs one of Lightning's subcommands."""
+def _quieten() -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda row: not any(name in str(row.msg) for name in ("litlogger", "litmodels"))
     )
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs one of Lightning's subcommands."""
     ExperimentCLI(args)
