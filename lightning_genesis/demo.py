@@ -123,8 +123,8 @@ def show(rows: dict[str, dict[str, float]], pictures: list[Path], run: Path) -> 
         table.add_row(name, *cells)
     console = Console(soft_wrap=True)
     console.print(table)
-    if values := losses(run):
-        console.print(f"loss: {values[0]:.4g} -> {values[-1]:.4g} nats per image")
+    if history := losses(run):
+        console.print(f"loss: {history[0]:.4g} -> {history[-1]:.4g} nats per image")
     console.print("Masks that know nothing of objects score above 0 too: compare with the untrained row.")
     console.print(f"run folder: {run}")
     for path in pictures:
