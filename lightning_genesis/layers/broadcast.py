@@ -27,8 +27,7 @@ class TransposedConvDecoder(nn.Module):
         image_size: side of the output; a multiple of `2 ** num_stages`.
         hidden_dim: channels of every stage, a multiple of the 8 groups of its normalisation.
         num_stages: how often the side doubles.
-        norm: normalise every stage. Group normalisation takes the mean of a map away, and with few channels
-            per group the flat colour of an object with it.
+        norm: normalise every stage, in 8 groups; this takes away what all channels of a group have in common.
     """
 
     grid: Tensor

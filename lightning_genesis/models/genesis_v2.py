@@ -195,12 +195,12 @@ class GenesisV2(SceneModel):
         min_pixels: that threshold; the paper used 20, and 70 for ObjectsRoom.
         coordinate_scale: average pixel coordinates, times this, under a slot's mask along with its features;
             none if 0. Not in the paper, whose encoder has to learn where things are.
-        posterior_bias: what the bias of the posterior's raw scale starts from, torch's own if None. Not in
-            the paper: at -3 the posterior starts narrow and the decoder can learn from it at once.
+        posterior_bias: what the bias of the posterior's raw scale starts from, torch's own if None; at -3
+            the posterior starts narrow. Not in the paper.
         decoder_stages: times the decoder doubles its grid of side `image_size / 2 ** decoder_stages`.
         decoder_norm: normalise the decoder's stages; see `TransposedConvDecoder`.
-        component_activation: "sigmoid", or "linear" for components that may leave [0, 1]. Not in the paper:
-            a sigmoid saturates early on black or saturated colours.
+        component_activation: "sigmoid", or "linear" for components that may leave [0, 1]. Not in the paper;
+            the small model of the quickstart learned nothing with a sigmoid (docs/results.md).
         objective: see `SceneModel`.
         learning_rate: see `SceneModel`.
         optimizer: see `SceneModel`.
