@@ -1,6 +1,7 @@
 """Reads a W&B run file back: records in the LevelDB log format, each a protobuf."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ def read_records(path: Path) -> Iterator[Any]:
             position += BLOCK - position % BLOCK
             continue
         length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        if position + HEADER + length > len(data):  # still being written
+            return
         parts += data[position + HEADER : position + HEADER + length]
         position += HEADER + length
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -29,7 +32,14 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Configuration and logged rows of a run."""
+    """Configuration and logged rows of a run that has finished.
+
+    W&B's own process may still be writing when `finish` returns, so this waits for the closing record.
+    """
+    deadline = time.monotonic() + 30.0
+    while not any(record.WhichOneof("record_type") == "exit" for record in read_records(path)):
+        assert time.monotonic() < deadline, f"{path}: the run was not closed"
+        time.sleep(0.1)
     config: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for record in read_records(path):
