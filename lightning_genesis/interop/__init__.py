@@ -1,1 +1,5 @@
 """Import of the authors' released checkpoints."""
+
+from lightning_genesis.interop.official import OFFICIAL, import_official, load_official
+
+__all__ = ["OFFICIAL", "import_official", "load_official"]

@@ -36,17 +36,21 @@ class AutoregressivePrior(nn.Module):
         mean, scale = prior_parameters(self.linear(hidden).float())
         return torch.cat([first, mean], dim=1), torch.cat([torch.ones_like(first), scale], dim=1)
 
-    def rollout(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+    def rollout(self, noise: Tensor, temperature: float = 1.0, bounded: bool = True) -> Tensor:
         """Ancestral samples `[B, K, D]`, slot after slot, from standard normal `noise` `[B, K, D]`.
 
         Args:
             noise: standard normal numbers.
             temperature: factor on every scale; 0 gives the means.
+            bounded: put the means through `tanh` as in training; the released sampler of GENESIS does not.
         """
         samples = [temperature * noise[:, 0]]
         state: tuple[Tensor, Tensor] | None = None
         for slot in range(1, noise.shape[1]):
             hidden, state = self.lstm(samples[-1].unsqueeze(1), state)
-            mean, scale = prior_parameters(self.linear(hidden.squeeze(1)).float())
+            raw = self.linear(hidden.squeeze(1)).float()
+            mean, scale = prior_parameters(raw)
+            if not bounded:
+                mean = raw.chunk(2, dim=-1)[0]
             samples.append(mean + temperature * scale * noise[:, slot])
         return torch.stack(samples, dim=1)

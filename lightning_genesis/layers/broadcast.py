@@ -1,7 +1,10 @@
 """Spatial broadcast decoding (Watters et al., 2019): a latent repeated over a grid, with coordinates."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+Activation = type[nn.ELU] | type[nn.ReLU]
 
 
 def coordinate_grid(size: int) -> Tensor:
@@ -57,3 +60,54 @@ class TransposedConvDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Maps latents `[N, D]` to images `[N, out_channels, S, S]`, raw."""
         return self.layers(spatial_broadcast(latents, self.grid))
+
+
+class BroadcastDecoder(nn.Module):
+    """Broadcasts a latent over a grid larger than the image and shrinks it with convolutions without padding.
+
+    MONet (Burgess et al., 2019, Appendix B.1); GENESIS and the BD-VAE have the same. What the first
+    convolution sees differs between pixels in its two coordinates alone. So the latent goes through the sum
+    of its weights, and the coordinates go through it once for all latents: the same numbers without the
+    broadcast map.
+
+    Args:
+        latent_dim: size of a latent D.
+        out_channels: channels O of the output.
+        image_size: side S of the output.
+        hidden_dim: channels of every layer.
+        num_layers: number L of 3x3 convolutions, each of which takes two pixels off the side.
+        activation: class of the activation after each of them.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_channels: int,
+        image_size: int,
+        hidden_dim: int = 32,
+        num_layers: int = 4,
+        activation: Activation = nn.ELU,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for layer in range(num_layers):
+            layers += [
+                nn.Conv2d(hidden_dim if layer else latent_dim + 2, hidden_dim, 3),
+                activation(inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(hidden_dim, out_channels, 1))
+        # Not part of a checkpoint: it follows from the size.
+        self.register_buffer("grid", coordinate_grid(image_size + 2 * num_layers), persistent=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Maps latents `[N, D]` to images `[N, O, S, S]`, raw."""
+        first, *rest = self.layers
+        assert isinstance(first, nn.Conv2d)
+        of_latent, of_grid = first.weight.split((latents.shape[1], 2), dim=1)
+        constant = F.linear(latents, of_latent.sum(dim=(2, 3)), first.bias)
+        x = constant[:, :, None, None] + F.conv2d(self.grid.unsqueeze(0), of_grid)
+        for layer in rest:
+            x = layer(x)
+        return x

@@ -1,6 +1,10 @@
 """The systems of the papers, one file each."""
 
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.genesis import Genesis
 from lightning_genesis.models.genesis_v2 import GenesisV2
+from lightning_genesis.models.monet import MONet
+from lightning_genesis.models.slot_attention import SlotAttention
+from lightning_genesis.models.vae import VAE
 
-__all__ = ["GenesisV2", "SceneModel"]
+__all__ = ["VAE", "Genesis", "GenesisV2", "MONet", "SceneModel", "SlotAttention"]

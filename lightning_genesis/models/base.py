@@ -1,10 +1,15 @@
 """What all models have in common: the steps, the optimiser, compilation, and the names that are logged."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self, cast
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MetricCollection
@@ -76,7 +81,11 @@ class SceneModel(pl.LightningModule):
         self.finite: Tensor | None = None
         """Whether everything about the step is finite; `FiniteGate` sets it, `GECOCallback` asks."""
         self.watched: tuple[tuple[str, ...], Tensor] | None = None
-        """The step's terms: names, and whether each is finite; `FiniteGate` reads and clears it."""
+        """The step's terms: names, and the mean of each; `FiniteGate` reads and clears it."""
+        self._logged: dict[str, Tensor] = {}  # sums over the micro-batches since the last step
+        self._num_logged = 0
+        self.stop_requested = self.stop_agreed = False
+        """A signal has asked this rank to stop; all ranks know of it. See `StopOnSignal`."""
         self.segmentation_scores = nn.ModuleDict()
         self.image_means = nn.ModuleDict()
         for stage in ("val", "test"):
@@ -144,12 +153,12 @@ class SceneModel(pl.LightningModule):
 
     @torch.no_grad()
     def _watch(self, terms: dict[str, Terms]) -> None:
-        """Keeps, on the device, which terms were finite over all micro-batches of the step."""
+        """Keeps, on the device, the mean of every term, summed over the micro-batches of the step."""
         values = {f"{branch} nll": term.nll for branch, term in terms.items()}
         for branch, term in terms.items():
             values.update({f"{branch} KL {name}": kl for name, kl in term.kl.items()})
-        finite = torch.isfinite(torch.stack([*values.values()])).all(dim=1)
-        self.watched = (tuple(values), finite if self.watched is None else self.watched[1] & finite)
+        means = torch.stack([*values.values()]).mean(dim=1)
+        self.watched = (tuple(values), means if self.watched is None else self.watched[1] + means)
 
     @torch.no_grad()
     def _log_training(self, scene: Scene, terms: dict[str, Terms], loss: Tensor, images: Tensor) -> None:
@@ -163,7 +172,16 @@ class SceneModel(pl.LightningModule):
         elbo = self.elbo(scene, images)
         if elbo is not None:
             values["train/elbo"] = elbo.mean()
-        self.log_dict(values, sync_dist=True)
+        self._logged = {name: self._logged.get(name, 0.0) + value for name, value in values.items()}
+        self._num_logged += 1
+        # Lightning writes what the step's last micro-batch logs.
+        self.log_dict(
+            {name: value / self._num_logged for name, value in self._logged.items()}, sync_dist=True
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Ends the sums over micro-batches."""
+        self._logged, self._num_logged = {}, 0
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Scores a batch of the validation split."""
@@ -191,9 +209,7 @@ class SceneModel(pl.LightningModule):
         if scene.num_active is not None:
             values["num_active"] = scene.num_active
         for name, value in values.items():
-            metric = cast(PerImageMean, cast(nn.ModuleDict, self.image_means[stage])[name])
-            metric.update(value)
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(images))
+            cast(PerImageMean, cast(nn.ModuleDict, self.image_means[stage])[name]).update(value)
         if "segmentation" not in batch or self.num_slots == 1:
             return
         kinds: tuple[MaskKind, ...] = ("decoded", "attention")
@@ -201,14 +217,74 @@ class SceneModel(pl.LightningModule):
         for kind in kinds:
             scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
             scores.update(scene.segmentation(kind), batch["segmentation"])
-            self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(images))
+
+    def on_validation_start(self) -> None:
+        """Sends the buffers of rank 0, such as running means, to all ranks.
+
+        DDP would do so at a rank's first batch, but a rank may have none, and the others would wait for it.
+        """
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, DistributedDataParallel):
+            if wrapper.will_sync_module_buffers():
+                wrapper._sync_buffers()
+            wrapper.require_forward_param_sync = False  # until the next step
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the scores of the validation split."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the scores of the test split."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        """Logs every metric that any rank has updated: one without an image has to join in its reduction."""
+        means = cast(nn.ModuleDict, self.image_means[stage])
+        metrics: dict[str, Any] = {f"{stage}/{name}": metric for name, metric in means.items()}
+        for kind in ("decoded", "attention"):
+            scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
+            metrics.update(scores.items(keep_base=False, copy_state=False))
+        used = torch.tensor([metric.update_called for metric in metrics.values()], device=self.device).int()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(used, op=dist.ReduceOp.MAX)
+        for (name, metric), is_used in zip(metrics.items(), used.tolist(), strict=True):
+            if is_used:
+                self.log(name, metric)
 
     # ---------------------------------------------------------------- optimisation
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def learning_rate_schedule(self) -> Callable[[int], float] | None:
+        """Factor on the learning rate at every optimiser step, from 0; None keeps it constant."""
+        return None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over all parameters, fused where it can skip a step on the device."""
         options = {"fused": True} if self.optimizer_name in FUSED_OPTIMIZERS else {}
-        return getattr(torch.optim, self.optimizer_name)(self.parameters(), lr=self.learning_rate, **options)
+        kind = getattr(torch.optim, self.optimizer_name)
+        optimizer: torch.optim.Optimizer = kind(self.parameters(), lr=self.learning_rate, **options)
+        schedule = self.learning_rate_schedule()
+        if schedule is None:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as Lightning does, float16 included.
+
+        There Lightning refuses fused optimisers, which unscale gradients after clipping; ours are unscaled
+        before, by `FiniteGate`.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The gate against non-finite steps, then what moves the objective; in this order."""
@@ -220,6 +296,32 @@ class SceneModel(pl.LightningModule):
             self.network.compile(mode=self.compile_mode)
 
     # ---------------------------------------------------------------- checkpoints
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's reads a file of hyperparameters too
+        cls,
+        checkpoint_path: str | Path,
+        map_location: str | torch.device | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """A model from a checkpoint: weights and the objective's state, every one of them, or none.
+
+        Called on `SceneModel` it gives whichever model the file holds.
+
+        Args:
+            checkpoint_path: a `.ckpt`, or the weights alone in a `.safetensors`.
+            map_location: device of the model; the CPU if None.
+            weights_only: True whatever is given: no code in the file runs.
+            **overrides: hyperparameters to change. With another `objective`, its state starts anew.
+
+        Raises:
+            CheckpointError: if the file is not there, damaged, holds another model, or does not fit.
+        """
+        from lightning_genesis.run import restore_model
+
+        model = restore_model(checkpoint_path, cls, overrides)
+        return cast(Self, model if map_location is None else model.to(map_location))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the name of the model and every rank's random generators, as plain data."""
@@ -234,6 +336,10 @@ class SceneModel(pl.LightningModule):
                 f"the checkpoint holds a {found}, the configuration a {type(self).__name__}"
             )
         self._resumed_random_states = checkpoint.get("random_states", [])
+
+    def on_fit_start(self) -> None:
+        """Trains a model that was loaded for evaluation: Lightning leaves the mode, which freezes GECO."""
+        self.train()
 
     def on_train_start(self) -> None:
         """Sets the generators last, after everything that draws while a run is set up.

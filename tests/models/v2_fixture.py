@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_genesis.interop.official import genesis_v2_key
+from lightning_genesis.interop.genesis_v2 import genesis_v2_key
 from lightning_genesis.models import GenesisV2
 from lightning_genesis.objectives import sampled_gaussian_kl
 from lightning_genesis.scene import Scene, Terms

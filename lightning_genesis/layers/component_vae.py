@@ -1,0 +1,90 @@
+"""The VAE of one slot that MONet and GENESIS share (MONet, Burgess et al., 2019, Appendix B.1)."""
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.layers.broadcast import Activation, BroadcastDecoder
+from lightning_genesis.precision import full_precision
+
+
+class ComponentVAE(nn.Module):
+    """Encodes an image and a slot's log-mask to a Gaussian, and decodes latents with a broadcast decoder.
+
+    Where code and paper differ, the code is followed: the scale is `softplus(x + 0.5) + 1e-8`, and the
+    log-mask goes in as it is, neither exponentiated nor clamped nor detached.
+
+    Args:
+        latent_dim: size of a slot's latent D.
+        out_channels: channels O of the decoder: 3, and one more for a mask logit (MONet).
+        image_size: side of the images S, a multiple of 16.
+        activation: class of all activations: ELU in GENESIS, ReLU in MONet.
+        feature_dim: channels c of the encoder's first two layers and of the decoder; its last two have `2 c`.
+
+    Raises:
+        ConfigurationError: if a size does not fit.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        out_channels: int,
+        image_size: int,
+        activation: Activation = nn.ELU,
+        feature_dim: int = 32,
+    ) -> None:
+        super().__init__()
+        if image_size < 16 or image_size % 16:
+            raise ConfigurationError(
+                f"image_size={image_size} does not fit the component VAE, which halves the side four times: "
+                f"use a multiple of 16"
+            )
+        if latent_dim < 1:
+            raise ConfigurationError(f"latent_dim={latent_dim} is too small: use at least 1")
+        widths = (4, feature_dim, feature_dim, 2 * feature_dim, 2 * feature_dim)
+        layers: list[nn.Module] = []
+        for channels_in, channels_out in pairwise(widths):
+            layers += [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), activation(inplace=True)]
+        hidden_dim = max(256, 2 * latent_dim)
+        self.encoder = nn.Sequential(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(widths[-1] * (image_size // 16) ** 2, hidden_dim),
+            activation(inplace=True),
+            nn.Linear(hidden_dim, 2 * latent_dim),
+        )
+        self.decoder = BroadcastDecoder(
+            latent_dim, out_channels, image_size, feature_dim, activation=activation
+        )
+
+    def encode(self, images: Tensor, log_masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior of every slot.
+
+        The first convolution of `(log m_k, x)` is that of the log-mask plus that of the image, which is
+        computed once per image instead of once per slot.
+
+        Args:
+            images: `[B, 3, H, W]`.
+            log_masks: `[B, K, 1, H, W]`.
+
+        Returns:
+            mean and scale, float32, each `[B, K, D]`.
+        """
+        first, *rest = self.encoder
+        assert isinstance(first, nn.Conv2d)
+        of_mask, of_image = first.weight.split((1, 3), dim=1)
+        slots = log_masks.shape[:2]
+        maps = F.conv2d(log_masks.flatten(0, 1), of_mask, stride=2, padding=1).unflatten(0, slots)
+        x = maps + F.conv2d(images, of_image, first.bias, stride=2, padding=1).unsqueeze(1)
+        x = x.flatten(0, 1)
+        for layer in rest:
+            x = layer(x)
+        with full_precision(x):
+            mean, scale = x.float().unflatten(0, slots).chunk(2, dim=2)
+            return mean, F.softplus(scale + 0.5) + 1e-8
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Maps latents `[B, K, D]` to `[B, K, O, H, W]`, raw, float32."""
+        return self.decoder(latents.flatten(0, 1)).float().unflatten(0, latents.shape[:2])

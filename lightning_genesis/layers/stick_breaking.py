@@ -1,0 +1,39 @@
+"""Stick breaking: every slot takes its share of what the slots before it left (MONet, Section 2.1)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_genesis.precision import full_precision
+
+
+def break_off(logits: Tensor, log_scope: Tensor) -> tuple[Tensor, Tensor]:
+    """One step: the mask that a slot takes out of the scope, and the scope that it leaves.
+
+    Args:
+        logits: of the share that is taken, `[B, 1, H, W]`.
+        log_scope: logarithm of what is left, `[B, 1, H, W]`.
+
+    Returns:
+        log-mask and new log-scope, float32, each `[B, 1, H, W]`.
+    """
+    with full_precision(logits):
+        logits = logits.float()
+        return log_scope + F.logsigmoid(logits), log_scope + F.logsigmoid(-logits)
+
+
+def stick_breaking(logits: Tensor) -> Tensor:
+    """Log-masks of all slots at once, where the logits do not depend on the scope.
+
+    The last slot takes what is left, so its logit changes nothing (GENESIS, Section 3.1; the published
+    code runs one step more and replaces the last mask, which is the same).
+
+    Args:
+        logits: of the share each slot takes, `[B, K, 1, H, W]`.
+
+    Returns:
+        log-masks, normalised over slots, float32, `[B, K, 1, H, W]`.
+    """
+    with full_precision(logits):
+        logits = logits[:, :-1].float()
+        log_scope = F.pad(F.logsigmoid(-logits).cumsum(dim=1), (0, 0, 0, 0, 0, 0, 1, 0))
+        return log_scope + F.pad(F.logsigmoid(logits), (0, 0, 0, 0, 0, 0, 0, 1))

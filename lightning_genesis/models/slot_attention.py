@@ -1,0 +1,387 @@
+"""Slot Attention.
+
+Locatello, Weissenborn, Unterthiner, Mahendran, Heigold, Uszkoreit, Dosovitskiy, Kipf: "Object-Centric
+Learning with Slot Attention", NeurIPS 2020. The object discovery model: an autoencoder without a prior over
+scenes.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.layers.slot_attention import (
+    PositionEmbedding,
+    SameConv2d,
+    SameConvTranspose2d,
+    SlotAttentionModule,
+)
+from lightning_genesis.metrics import Convention
+from lightning_genesis.models.base import SceneModel
+from lightning_genesis.objectives import FixedBeta, Objective
+from lightning_genesis.precision import full_precision
+from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.schedules import warmup_and_decay
+
+Implementation = Literal["official", "emorl"]
+DecoderName = Literal["big", "small"]
+POSITION_ORDER: dict[str, tuple[int, ...]] = {"official": (0, 1, 2, 3), "emorl": (2, 0, 1, 3)}
+"""Of row, column, 1 - row, 1 - column; EMORL's repository has 1 - row, row, column, 1 - column."""
+LAYER_NORM_EPSILON = {"official": 1e-3, "emorl": 1e-5}
+"""The defaults of Keras and of PyTorch."""
+ENCODER_STRIDES = {0: (1, 1, 1, 1), 1: (1, 2, 1, 1), 2: (1, 2, 2, 1), 3: (1, 2, 2, 2)}
+"""By the number of halvings; (1, 2, 2, 1) is the paper's set prediction model."""
+
+
+class Inference(NamedTuple):
+    """What the encoder says about a batch."""
+
+    slots: Tensor
+    """`[B, K, D]`."""
+    log_masks: Tensor
+    """Attention of the last iteration at the size of the image, normalised over slots, `[B, K, 1, H, W]`."""
+
+
+class SlotDecoder(nn.Module):
+    """Decodes a slot into RGB and a mask logit by spatial broadcasting (Locatello et al., Section 3.1).
+
+    Args: see `SlotAttention`.
+    """
+
+    def __init__(
+        self,
+        slot_dim: int,
+        image_size: int,
+        hidden_dim: int,
+        kind: DecoderName,
+        num_stages: int,
+        implementation: Implementation,
+    ) -> None:
+        super().__init__()
+
+        def double(channels: int) -> nn.Module:
+            if implementation == "official":
+                return SameConvTranspose2d(channels, hidden_dim, 5, stride=2)
+            return nn.ConvTranspose2d(channels, hidden_dim, 5, stride=2, padding=2, output_padding=1)
+
+        layers: list[nn.Module] = []
+        if kind == "big":
+            self.side = image_size // 2**num_stages
+            for stage in range(num_stages):
+                layers += [double(hidden_dim if stage else slot_dim), nn.ReLU(inplace=True)]
+            channels = hidden_dim if num_stages else slot_dim
+            layers += [SameConvTranspose2d(channels, hidden_dim, 5), nn.ReLU(inplace=True)]
+            layers += [SameConvTranspose2d(hidden_dim, 4, 3)]
+        else:
+            self.side = image_size + 6  # every convolution takes a border of one pixel away
+            for stage in range(3):
+                conv = nn.Conv2d(hidden_dim if stage else slot_dim, hidden_dim, 5, padding=1)
+                layers += [conv, nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(hidden_dim, 4, 3, padding=1)]
+        self.position = PositionEmbedding(slot_dim, self.side, POSITION_ORDER[implementation])
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """Maps slots `[N, D]` to `[N, 4, S, S]`, raw."""
+        maps = slots[:, :, None, None].expand(-1, -1, self.side, self.side)
+        return self.layers(self.position(maps))
+
+
+class SlotAttentionNetwork(nn.Module):
+    """Encoder, Slot Attention and decoder; the slots are folded into the batch in the decoder.
+
+    Args: see `SlotAttention`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        slot_dim: int,
+        feature_dim: int,
+        mlp_dim: int,
+        encoder_stages: int,
+        decoder: DecoderName,
+        decoder_dim: int,
+        decoder_stages: int,
+        implementation: Implementation,
+    ) -> None:
+        super().__init__()
+        self.implementation = implementation
+        epsilon = LAYER_NORM_EPSILON[implementation]
+        layers: list[nn.Module] = []
+        self.feature_side = image_size
+        for index, stride in enumerate(ENCODER_STRIDES[encoder_stages]):
+            layers += [SameConv2d(feature_dim if index else 3, feature_dim, 5, stride), nn.ReLU(inplace=True)]
+            self.feature_side = -(-self.feature_side // stride)
+        self.encoder = nn.Sequential(*layers)
+        self.position = PositionEmbedding(feature_dim, self.feature_side, POSITION_ORDER[implementation])
+        self.pixel_mlp = nn.Sequential(
+            nn.LayerNorm(feature_dim, epsilon),
+            nn.Linear(feature_dim, feature_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(feature_dim, feature_dim),
+        )
+        self.attention = SlotAttentionModule(
+            feature_dim, slot_dim, mlp_dim, norm_inputs=implementation == "official", epsilon=epsilon
+        )
+        self.decoder = SlotDecoder(slot_dim, image_size, decoder_dim, decoder, decoder_stages, implementation)
+        self.initial_slots = nn.Parameter(torch.zeros(1, 2 * slot_dim))
+        """Mean and raw scale that all slots start from."""
+        self._initialise(slot_dim)
+
+    @torch.no_grad()
+    def _initialise(self, slot_dim: int) -> None:
+        """Keras's initial values, or those of EMORL's repository."""
+        if self.implementation == "emorl":
+            self.initial_slots[:, slot_dim:] = 1.0
+            for name, value in self.decoder.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.zeros_(value)
+                else:
+                    nn.init.xavier_normal_(value, gain=0.02)
+            return
+        limit = sqrt(6.0 / (slot_dim + 1))
+        nn.init.uniform_(self.initial_slots, -limit, limit)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        gru = self.attention.gru
+        nn.init.xavier_uniform_(gru.weight_ih)
+        nn.init.orthogonal_(gru.weight_hh)
+        nn.init.zeros_(gru.bias_ih)
+        nn.init.zeros_(gru.bias_hh)
+
+    def start(self, noise: Noise | None, images: Tensor, num_slots: int) -> Tensor:
+        """Slots before the first iteration, drawn from one Gaussian, `[B, K, D]`."""
+        mean, raw = self.initial_slots.chunk(2, dim=1)
+        if self.implementation == "official":
+            scale = raw.exp()
+        else:
+            scale = (F.softplus(raw.clamp(max=80.0)) + 1e-5).sqrt()
+        shape = (len(images), num_slots, mean.shape[1])
+        return mean + scale * draw_normal(noise, shape, images)
+
+    def infer(self, images: Tensor, noise: Noise | None, num_slots: int, num_iterations: int) -> Inference:
+        """Slots of images in [0, 1]; draws noise `[B, K, D]`."""
+        features = self.position(self.encoder(2.0 * images - 1.0))
+        pixels = self.pixel_mlp(features.flatten(2).transpose(1, 2))  # [B, N, F]
+        slots, log_attention = self.attention(pixels, self.start(noise, images, num_slots), num_iterations)
+        log_masks = log_attention.unflatten(2, (self.feature_side, self.feature_side))
+        if self.feature_side != images.shape[3]:
+            resized = F.interpolate(log_masks.detach(), images.shape[2:], mode="bilinear")
+            log_masks = resized.log_softmax(dim=1)
+        return Inference(slots, log_masks.unsqueeze(2))
+
+    def decode(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Components in the range of the images `[B, K, 3, H, W]` and log-masks `[B, K, 1, H, W]`."""
+        decoded = self.decoder(slots.flatten(0, 1)).float().unflatten(0, slots.shape[:2])
+        with full_precision(decoded):
+            raw, logits = decoded[:, :, :3], decoded[:, :, 3:]
+            components = 0.5 * (raw + 1.0) if self.implementation == "official" else raw.sigmoid()
+            return components, logits.log_softmax(dim=1)
+
+    def forward(
+        self, images: Tensor, noise: Noise | None, num_slots: int, num_iterations: int
+    ) -> tuple[Tensor, Tensor, Inference]:
+        """Inference and decoding in one compilable piece."""
+        inference = self.infer(images, noise, num_slots, num_iterations)
+        components, log_masks = self.decode(inference.slots)
+        return components, log_masks, inference
+
+
+class SlotAttention(SceneModel):
+    """Slot Attention for object discovery: slots compete for pixels over a few iterations.
+
+    The defaults are the published model (CLEVR6 at 128x128). It sees images in [-1, 1] and decodes into
+    [-1, 1]; both are mapped here, so images and components are in [0, 1] as everywhere, the components not
+    clamped. Its loss is the mean squared error over all pixels and channels of the images in [-1, 1], four
+    times that of images in [0, 1]. It has no likelihood, no ELBO and nothing to sample from.
+
+    `implementation: emorl` is the Slot Attention of EfficientMORL's repository: components through a sigmoid,
+    the sum of squared errors in [0, 1], PyTorch's layer normalisation and initial values, no normalisation
+    of the inputs of the attention, `padding=2, output_padding=1` in the decoder, another order of the
+    position features, a softplus for the variance of the initial slots, and a learning rate that decays only
+    after the warm-up.
+
+    The numbers of slots and iterations are no part of the weights and may be others at evaluation.
+
+    Args:
+        num_slots: number of slots K.
+        image_size: side of the images.
+        slot_dim: size of a slot D.
+        feature_dim: width of the encoder.
+        mlp_dim: width of the residual MLP of the slots.
+        num_iterations: of the attention.
+        encoder_stages: times the encoder halves the image, 0 to 3.
+        decoder: "big" doubles a small grid by transposed convolutions; "small" is three 5x5 convolutions at
+            full size, for Multi-dSprites (with `decoder_dim: 32`).
+        decoder_dim: width of the decoder.
+        decoder_stages: times the big decoder doubles its grid of side `image_size / 2 ** decoder_stages`;
+            from 8x8 in the paper.
+        implementation: "official", or "emorl".
+        warmup_steps: optimiser steps in which the learning rate rises from 0.
+        decay_rate: factor on the learning rate per `decay_steps`.
+        decay_steps: that many optimiser steps, continuously; 0 for no decay.
+        objective: see `SceneModel`; `FixedBeta` if None, as there is no divergence to balance.
+        learning_rate: see `SceneModel`.
+        optimizer: see `SceneModel`.
+        num_background: see `SceneModel`.
+        metric_convention: see `SceneModel`.
+        compile: see `SceneModel`.
+
+    Raises:
+        ConfigurationError: if a size or option does not fit the architecture.
+    """
+
+    branches = ("slot_attention",)
+    network: SlotAttentionNetwork
+
+    def __init__(
+        self,
+        num_slots: int,
+        image_size: int,
+        slot_dim: int = 64,
+        feature_dim: int = 64,
+        mlp_dim: int = 128,
+        num_iterations: int = 3,
+        encoder_stages: int = 0,
+        decoder: DecoderName = "big",
+        decoder_dim: int = 64,
+        decoder_stages: int = 4,
+        implementation: Implementation = "official",
+        warmup_steps: int = 10_000,
+        decay_rate: float = 0.5,
+        decay_steps: int = 100_000,
+        objective: Objective | None = None,
+        learning_rate: float = 4e-4,
+        optimizer: str = "Adam",
+        num_background: int = 1,
+        metric_convention: Convention = "genesis",
+        compile: str | None = None,
+    ) -> None:
+        _check_options(locals())
+        if objective is None:
+            objective = FixedBeta()
+        super().__init__(locals())
+        self.network = SlotAttentionNetwork(
+            image_size,
+            slot_dim,
+            feature_dim,
+            mlp_dim,
+            encoder_stages,
+            decoder,
+            decoder_dim,
+            decoder_stages,
+            implementation,
+        )
+        self.num_iterations, self.implementation = num_iterations, implementation
+        self.warmup_steps, self.decay_rate, self.decay_steps = warmup_steps, decay_rate, decay_steps
+
+    def forward(
+        self,
+        images: Tensor,
+        noise: Noise | None = None,
+        num_slots: int | None = None,
+        num_iterations: int | None = None,
+    ) -> Scene:
+        """Infers and decodes the slots of `images` `[B, 3, H, W]` in [0, 1].
+
+        Draws standard normal noise `[B, K, D]`. The latents of the Scene are `slots`, `[B, K, D]`. The
+        attention masks are those of the last iteration; where the encoder's map is smaller than the image,
+        their logarithms are interpolated and normalised again, without a gradient.
+
+        Args:
+            images: `[B, 3, H, W]`.
+            noise: of the initial slots.
+            num_slots: K of this call; the model's own if None.
+            num_iterations: iterations of this call; the model's own if None.
+        """
+        run = self.network if noise is None else self.network.forward  # a compiled network knows no noise
+        components, log_masks, inference = run(
+            images, noise, num_slots or self.num_slots, num_iterations or self.num_iterations
+        )
+        return Scene(
+            components=components,
+            log_masks=log_masks,
+            attention_log_masks=inference.log_masks,
+            latents={"slots": inference.slots},
+        )
+
+    def encode(self, images: Tensor, noise: Noise | None = None) -> dict[str, Tensor]:
+        """The `slots` of images, `[B, K, D]`."""
+        return {"slots": self.network.infer(images, noise, self.num_slots, self.num_iterations).slots}
+
+    def decode(self, latents: Tensor) -> Scene:
+        """Scene of slots `[B, K, D]`; any number of them."""
+        components, log_masks = self.network.decode(latents)
+        return Scene(components=components, log_masks=log_masks, latents={"slots": latents})
+
+    def loss_terms(self, scene: Scene, images: Tensor) -> dict[str, Terms]:
+        """One branch without a divergence; `nll` is the squared error in the model's own units, `[B]`.
+
+        Official: the mean over pixels and channels in [-1, 1]. EMORL: the sum over them in [0, 1].
+        """
+        with full_precision(images):
+            squared = (scene.reconstruction.float() - images.float()).square()
+            if self.implementation == "official":
+                error = 4.0 * squared.mean(dim=(1, 2, 3))
+            else:
+                error = squared.sum(dim=(1, 2, 3))
+        return {"slot_attention": Terms(error, {})}
+
+    def elbo(self, scene: Scene, images: Tensor) -> Tensor | None:
+        """There is no likelihood and no bound."""
+        return None
+
+    def learning_rate_schedule(self) -> Callable[[int], float]:
+        """Warm-up and exponential decay; in the published code the decay runs from step 0."""
+        official = self.implementation == "official"
+        return warmup_and_decay(self.warmup_steps, self.decay_rate, self.decay_steps, official)
+
+
+def _check_options(options: dict[str, object]) -> None:
+    """Refuses what does not fit; `options` are the constructor's arguments by name."""
+    least = {
+        "num_slots": 1,
+        "image_size": 2,
+        "slot_dim": 1,
+        "feature_dim": 1,
+        "mlp_dim": 1,
+        "num_iterations": 1,
+        "decoder_dim": 1,
+        "decoder_stages": 0,
+        "warmup_steps": 0,
+        "decay_steps": 0,
+    }
+    for name, minimum in least.items():
+        value = options[name]
+        if not isinstance(value, int) or value < minimum:
+            raise ConfigurationError(f"{name}={value!r} is too small: use a whole number >= {minimum}")
+    choices = {
+        "encoder_stages": tuple(ENCODER_STRIDES),
+        "decoder": ("big", "small"),
+        "implementation": tuple(POSITION_ORDER),
+    }
+    for name, known in choices.items():
+        if options[name] not in known:
+            raise ConfigurationError(
+                f"{name}={options[name]!r} is unknown: use one of {', '.join(map(str, known))}"
+            )
+    rate = options["decay_rate"]
+    if not isinstance(rate, float | int) or not 0.0 < rate <= 1.0:
+        raise ConfigurationError(f"decay_rate={rate!r} is no decay: use a number above 0 and up to 1")
+    image_size, stages = options["image_size"], options["decoder_stages"]
+    assert isinstance(image_size, int)
+    assert isinstance(stages, int)
+    if options["decoder"] == "big" and (image_size % 2**stages or image_size < 2 ** (stages + 1)):
+        raise ConfigurationError(
+            f"decoder_stages={stages} does not fit image_size={image_size}: the decoder starts from a grid "
+            f"of side image_size / 2^decoder_stages, which must be a whole number of at least 2; use an "
+            f"image_size that is a multiple of {2**stages}, fewer stages, or decoder=small"
+        )
