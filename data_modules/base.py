@@ -4,11 +4,12 @@ import inspect
 import os
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -90,6 +91,12 @@ class StoreDataset(Dataset[Batch]):
         return make_batch(indices, self.store.read(indices))
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A scheduler signals all processes of a job; one that loses its loaders could not save itself."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _as_is(batch: Batch) -> Batch:
     """Collate nothing: datasets give whole batches."""
     return batch
@@ -121,9 +128,13 @@ class SceneDataModule(LightningDataModule):
 
     name: str | None = None
     """NAME in `lightning-genesis prepare NAME`."""
-    prepares_on_fit: ClassVar[bool] = True
+    prepares_on_fit: bool = True
     """Whether `fit` makes missing stores by itself. False for what takes more than minutes: then it stops
     with the command to run, and does not compare checksums at every start."""
+    draws_every_pass: bool = False
+    """Whether the dataset draws anew in every pass through the training images. It is then asked for image
+    `i` of pass `p` by the number `p * length + i`, which makes the draw the same after a resume and on any
+    rank."""
     # a rank may have no image of a small evaluation set
     allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -170,7 +181,7 @@ class SceneDataModule(LightningDataModule):
             DataError: if it is not prepared or damaged.
         """
         plan = self.plan(split)
-        return StoreDataset(Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings))
+        return StoreDataset(Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings, split))
 
     def prepare_command(self) -> str:
         """The command that prepares these data with these settings."""
@@ -192,7 +203,7 @@ class SceneDataModule(LightningDataModule):
             plan = self.plan(split)
             # a dangling link counts as something in the way
             if os.path.lexists(plan.path):
-                Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings).verify()
+                Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings, split).verify()
             else:
                 missing[split] = plan
         if missing:
@@ -200,17 +211,17 @@ class SceneDataModule(LightningDataModule):
 
     def _make_stores(self, plans: Mapping[Split, StorePlan]) -> None:
         console = Console(stderr=True)
-        free = _free_bytes(Path(self.root))
+        free = free_bytes(Path(self.root))
         needed = {split: plan.count * plan.record_bytes for split, plan in plans.items()}
         parts = ", ".join(
-            f"{split} {plan.count:,} images ({_size(needed[split])})" for split, plan in plans.items()
+            f"{split} {plan.count:,} images ({size_text(needed[split])})" for split, plan in plans.items()
         )
         console.print(
-            f"{self.name}: {parts} into {self.root}; {_size(free)} free", highlight=False, soft_wrap=True
+            f"{self.name}: {parts} into {self.root}; {size_text(free)} free", highlight=False, soft_wrap=True
         )
-        if sum(needed.values()) > free:
+        if (total := sum(needed.values())) > free:
             raise DataError(
-                f"{self.root}: {_size(free)} free, expected {_size(sum(needed.values()))} for {self.name}; "
+                f"{self.root}: {size_text(free)} free, expected {size_text(total)} for {self.name}; "
                 "free space or choose another `root`"
             )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -276,6 +287,7 @@ class SceneDataModule(LightningDataModule):
             world_size=world_size,
             position=None if self.trainer is None else self._batches_trained,
             repeat=self._overfit_batches(_length(dataset) // self.batch_size),
+            count_passes=self.draws_every_pass,
         )
         return ResumableLoader(dataset, batch_sampler=sampler, **self._loader_arguments())
 
@@ -303,6 +315,7 @@ class SceneDataModule(LightningDataModule):
             "collate_fn": _as_is,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": _leave_signals_to_the_run,
             # a loader draws a seed for its workers at every start: not from torch's own generator
             "generator": torch.Generator().manual_seed(self.seed),
         }
@@ -339,7 +352,7 @@ def _length(dataset: Dataset[Batch]) -> int:
     return len(dataset)  # type: ignore[arg-type]
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Free space where a folder is or will be."""
     folder = folder.absolute()
     while not folder.exists():
@@ -347,7 +360,8 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """A number of bytes for people."""
     for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= length:
             return f"{count / length:.1f} {unit}"

@@ -29,6 +29,8 @@ class TrainingBatchSampler(BatchSampler):
         world_size: number of processes.
         position: number of batches trained on so far; None starts one permutation after the other.
         repeat: go around in the first `repeat` batches of the stream, for `overfit_batches`.
+        count_passes: give image `i` of pass `p` through the images as `p * num_images + i`, for a dataset
+            that draws something anew in every pass.
 
     Raises:
         DataError: if `batch_size` exceeds the dataset or is no multiple of `world_size`.
@@ -43,6 +45,7 @@ class TrainingBatchSampler(BatchSampler):
         world_size: int = 1,
         position: Callable[[], int] | None = None,
         repeat: int | None = None,
+        count_passes: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise DataError(
@@ -61,6 +64,7 @@ class TrainingBatchSampler(BatchSampler):
         self.rank = rank
         self._position = position
         self._repeat = repeat
+        self._count_passes = count_passes
         self._passes = 0
 
     def __len__(self) -> int:
@@ -86,6 +90,8 @@ class TrainingBatchSampler(BatchSampler):
             if number != batch // len(self):
                 number = batch // len(self)
                 order = self.permutation(number)
+                if self._count_passes:
+                    order = order + number * self.num_images
             first = batch % len(self) * self.global_batch_size + self.rank * self.batch_size
             yield order[first : first + self.batch_size].tolist()
 
@@ -102,12 +108,18 @@ class ShardedSampler(SequentialSampler):
     def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(range(num_images))
         self._indices = range(rank, num_images, world_size)
+        self._largest_share = len(range(0, num_images, world_size))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._indices)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        """Images of the rank that has most of them.
+
+        The same on all ranks: Lightning does not start an evaluation of length 0, and then the ranks that
+        have an image would wait for one that has none.
+        """
+        return self._largest_share
 
 
 class ResumableLoader(DataLoader[Any]):

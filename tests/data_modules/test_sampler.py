@@ -244,7 +244,8 @@ def test_evaluation_neither_pads_nor_drops(num_images: int, world_size: int) -> 
     assert sorted(flat(ranks)) == list(range(num_images))
     for rank, indices in enumerate(ranks):
         assert indices == list(range(rank, num_images, world_size))
-        assert len(ShardedSampler(num_images, rank, world_size)) == len(indices)
+        # the same on all ranks, or Lightning would leave out those without an image
+        assert len(ShardedSampler(num_images, rank, world_size)) == len(ranks[0]) >= len(indices)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -298,7 +299,7 @@ def test_fit_does_not_make_what_takes_long(tmp_path: Path) -> None:
 
 
 def test_a_disk_too_small_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_modules.base._free_bytes", lambda folder: 9000)
+    monkeypatch.setattr("data_modules.base.free_bytes", lambda folder: 9000)
     with pytest.raises(
         DataError, match=r"9\.0 kB free, expected 10\.9 kB for toy; free space or choose another `root`"
     ):

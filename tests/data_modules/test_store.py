@@ -6,12 +6,16 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from data_modules import store as module
+from data_modules.base import StoreDataset
 from data_modules.store import DataError, Store, StoreWriter, write_store
 
 SETTINGS = {"image_size": 8, "variant": "free"}
@@ -64,9 +68,11 @@ def test_travels_as_a_path(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(message).read([3])["images"], whole["images"][[3]])
 
 
-def edit_manifest(path: Path, change: Callable[[dict], None]) -> None:
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the manifest as a program would that knows its checksum."""
     manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
+    manifest["sha256"] = module._manifest_digest(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -91,7 +97,7 @@ def other_shape(path: Path) -> None:
         ),
         (
             lambda path: edit_manifest(path, lambda m: m.update(version=7)),
-            ["manifest.json: format version 7, expected 1"],
+            ["manifest.json: format version 7, expected 2"],
         ),
         (lambda path: edit_manifest(path, lambda m: m.pop("count")), ["manifest.json: has no key `count`"]),
         (lambda path: (path / "images.npy").unlink(), ["images.npy: missing, expected 2,048 bytes"]),
@@ -133,6 +139,180 @@ def test_flipped_byte_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     message = str(caught.value)
     assert f"{path / 'images.npy'}: damaged in the 500 bytes from 1,500: checksum " in message
     assert message.endswith(REMEDY)
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("index", [0, 4, 9, -1])
+def test_damage_is_found_by_the_first_read_that_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    """Nothing has called `verify`; chunks of 500 bytes hold two and a half images, which span them."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    path = tmp_path / "train"
+    whole = make(path)
+    place = 128 + 192 * (index % 10) + 100
+    flip(path / "images.npy", place)
+    store = Store.open(path, REMEDY, SETTINGS)
+    chunk = place // 500
+    found = []
+    for i in range(10):
+        first, last = (128 + 192 * i) // 500, (128 + 192 * i + 191) // 500
+        if first <= chunk <= last:
+            found.append(i)
+            for _ in range(2):  # it stays damaged
+                with pytest.raises(DataError) as caught:
+                    store.read([i])
+                message = str(caught.value)
+                assert message.startswith(
+                    f"{path / 'images.npy'}: damaged in the 500 bytes from {chunk * 500:,}"
+                )
+                assert message.endswith(REMEDY)
+        else:
+            np.testing.assert_array_equal(store.read([i])["images"][0], whole["images"][i])
+    assert index % 10 in found
+    with pytest.raises(DataError):
+        store.read([index])
+
+
+def test_each_chunk_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    make(tmp_path / "train")
+    store = Store.open(tmp_path / "train")
+    compared: list[tuple[str, int]] = []
+    real = Store._compare
+
+    def spy(self: Store, name: str, chunk: int, found: int) -> None:
+        compared.append((name, chunk))
+        real(self, name, chunk, found)
+
+    monkeypatch.setattr(Store, "_compare", spy)
+    store.read([1])
+    # image 1 is in bytes 320 to 511, its masks in 192 to 255, all else in the first chunk
+    expected = {
+        ("images", 0),
+        ("images", 1),
+        ("segmentations", 0),
+        ("labels.height", 0),
+        ("objects.present", 0),
+    }
+    assert set(compared) == expected
+    for _ in range(3):
+        store.read([*range(10), -1])
+    everything = {(name, i) for name, e in store.manifest["arrays"].items() for i in range(len(e["crc32"]))}
+    assert sorted(compared) == sorted(everything)
+
+
+def test_threads_and_processes_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    path = tmp_path / "train"
+    whole = make(path)
+    store = Store.open(path, REMEDY, SETTINGS)
+    store.read([0])
+    with ThreadPoolExecutor(8) as pool:
+        for i, read in zip(range(10), pool.map(lambda i: store.read([i]), range(10)), strict=True):
+            np.testing.assert_array_equal(read["images"][0], whole["images"][i])
+    flip(path / "images.npy", 1900)
+    # what travels to another process has to be compared there again
+    with pytest.raises(DataError, match=r"images\.npy: damaged"):
+        pickle.loads(pickle.dumps(store)).read([9])
+    store = Store.open(path, REMEDY, SETTINGS)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(store.read, [9]) for _ in range(16)]
+    assert all(isinstance(future.exception(), DataError) for future in futures)
+
+
+def test_damage_ends_training_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    make(tmp_path / "train")
+    flip(tmp_path / "train" / "images.npy", 1900)
+    dataset = StoreDataset(Store.open(tmp_path / "train", REMEDY))
+    for num_workers in (0, 2):
+        loader = DataLoader(dataset, batch_size=5, num_workers=num_workers, collate_fn=lambda batch: batch)
+        with pytest.raises(DataError) as caught:
+            list(loader)
+        assert str(caught.value).startswith(f"{tmp_path / 'train' / 'images.npy'}: damaged in the 500 bytes")
+        assert "\n" not in str(caught.value)
+
+
+def test_files_that_change_while_open(tmp_path: Path) -> None:
+    path = tmp_path / "train"
+    make(path)
+    store = Store.open(path, REMEDY)
+    assert store.arrays
+    os.truncate(path / "images.npy", 200)
+    with pytest.raises(DataError, match=r"images\.npy: damaged"):
+        store.read([9])
+    with pytest.raises(DataError, match=r"images\.npy: damaged"):
+        store.verify()
+    (path / "images.npy").unlink()
+    with pytest.raises(DataError, match=r"images\.npy: cannot be read .No such file"):
+        store.read([9])
+
+
+def test_shifted_data(tmp_path: Path) -> None:
+    """A shorter header is a valid one that says that the numbers begin earlier."""
+    path = tmp_path / "train"
+    make(path)
+    data = bytearray((path / "images.npy").read_bytes())
+    data[8] -= 3
+    data[10 + data[8] - 1] = ord("\n")
+    (path / "images.npy").write_bytes(data)
+    assert np.load(path / "images.npy", mmap_mode="r").shape == (10, 8, 8, 3)
+    with pytest.raises(DataError, match=r"images\.npy: no NumPy array .damaged header"):
+        Store.open(path)
+
+
+def test_fortran_order(tmp_path: Path) -> None:
+    path = tmp_path / "train"
+    whole = make(path)
+    np.save(path / "images.npy", np.asfortranarray(whole["images"]))
+    with pytest.raises(DataError, match=r"images\.npy: no NumPy array .damaged header"):
+        Store.open(path)
+
+
+def test_records_without_numbers(tmp_path: Path) -> None:
+    whole = records() | {"objects.none": np.zeros((10, 0), np.float32)}
+    make(tmp_path / "train", whole)
+    read = Store.open(tmp_path / "train").read([3, 9])
+    assert read["objects.none"].shape == (2, 0)
+    with pytest.raises(IndexError):
+        Store.open(tmp_path / "train").read([10])
+
+
+def test_split(tmp_path: Path) -> None:
+    make(tmp_path / "val")
+    with pytest.raises(DataError, match=r"manifest\.json: is the split 'train', expected 'val'"):
+        Store.open(tmp_path / "val", split="val")
+
+
+def test_stores_of_version_1_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They had chunks of 16 MiB and no checksum of the manifest."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", 16 * 2**20)
+    path = tmp_path / "train"
+    whole = make(path)
+    file = path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    file.write_text(json.dumps(manifest | {"version": 1}))
+    monkeypatch.undo()
+    store = Store.open(path, settings=SETTINGS)
+    store.verify()
+    np.testing.assert_array_equal(store.read([7])["images"], whole["images"][[7]])
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"manifest\.json: damaged: SHA-256"):
+        Store.open(path)
+
+
+def test_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError) as caught:
+        make(tmp_path / "file" / "train")
+    assert str(caught.value).startswith(f"{tmp_path / 'file'}: cannot be written to (Not a directory)")
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:

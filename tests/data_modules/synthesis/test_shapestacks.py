@@ -1,0 +1,186 @@
+"""Synthetic ShapeStacks: layout and coding as published, labels against a second look at the towers."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_modules.synthesis import shapestacks
+from data_modules.synthesis.shapestacks import Block, Tower
+from tests.data_modules.synthesis.checks import around, hues
+
+NAME = re.compile(r"env_(blocks|ccs)-(easy|hard)-h=([2-6])-vcom=(\d)-vpsf=(\d)-v=(\d+)")
+GRID = np.stack(np.meshgrid(*[np.linspace(-3, 3, 401)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def cloud(block: Block, rng: np.random.Generator) -> np.ndarray:
+    """Points spread evenly through a block, as many as it has volume, `[n, 3]`."""
+    points = rng.uniform(-1, 1, (3000, 3))
+    if block.kind == "cylinder":
+        points = points[np.hypot(points[:, 0], points[:, 1]) <= 1]
+    elif block.kind == "sphere":
+        points = points[(points**2).sum(axis=1) <= 1]
+    points = points * block.half_size
+    cos, sin = np.cos(block.angle), np.sin(block.angle)
+    x, y = points[:, 0] * cos - points[:, 1] * sin, points[:, 0] * sin + points[:, 1] * cos
+    return np.stack([x, y, points[:, 2]], axis=1) + block.centre
+
+
+def outline(block: Block) -> np.ndarray:
+    """Which points of the grid lie below the block, `[n]`."""
+    dx, dy = (GRID - block.centre[:2]).T
+    if block.kind != "box":
+        return np.hypot(dx, dy) <= block.half_size[0]
+    cos, sin = np.cos(block.angle), np.sin(block.angle)
+    u, v = dx * cos + dy * sin, dy * cos - dx * sin
+    return (np.abs(u) <= block.half_size[0]) & (np.abs(v) <= block.half_size[1])
+
+
+def violations(tower: Tower) -> tuple[int, int]:
+    """Index of the first block beside which the mass above it has its centre, and of the first round one.
+
+    By brute force: mass as points, contact as cells of a grid; supported is what has contact on all sides.
+    """
+    rng = np.random.default_rng(0)
+    com = surface = 0
+    for number in range(1, len(tower.blocks)):
+        below, above = tower.blocks[number - 1], tower.blocks[number]
+        sampled = []
+        for block in tower.blocks[number:]:
+            points = cloud(block, rng)
+            share = block.half_size[0] * block.half_size[1] * block.half_size[2]
+            # the cube around all kinds is sampled alike, so points per cube are the mass per cube
+            sampled.append((points.mean(axis=0)[:2], share * len(points)))
+        weights = np.array([weight for _, weight in sampled])
+        mass = (weights[:, None] * np.array([middle for middle, _ in sampled])).sum(axis=0) / weights.sum()
+        contact = GRID[outline(below) & outline(above)]
+        assert len(contact), "a block hangs in the air"
+        angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+        directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        supported = ((contact @ directions.T).max(axis=0) >= mass @ directions.T).all()
+        if not supported and com == 0:
+            com = number
+        if below.kind == "sphere" and surface == 0:
+            surface = number
+    return com, surface
+
+
+def test_labels_agree_with_a_brute_force_look_at_the_masses() -> None:
+    found = []
+    for index in range(120):
+        tower = shapestacks.tower(0, index)
+        assert violations(tower) == (tower.com_violation, tower.surface_violation), tower.name
+        found.append((tower.com_violation > 0, tower.surface_violation > 0))
+    com, surface = np.array(found).sum(axis=0)
+    assert com > 10
+    assert surface > 10
+    # about half of them stand
+    assert 40 < com + surface < 80
+    assert not (np.array(found).all(axis=1)).any()
+
+
+def test_blocks_stand_on_each_other_and_their_names_say_what_they_are() -> None:
+    heights = []
+    for index in range(60):
+        tower = shapestacks.tower(1, index)
+        kind, level, height, com, surface, number = NAME.fullmatch(tower.name).groups()  # type: ignore[union-attr]
+        assert (int(height), int(com), int(surface), int(number)) == (
+            len(tower.blocks),
+            tower.com_violation,
+            tower.surface_violation,
+            index,
+        )
+        heights.append(len(tower.blocks))
+        assert tower.stable == (com == surface == "0")
+        assert kind == "ccs" or {block.kind for block in tower.blocks} == {"box"}
+        sizes = {block.half_size for block in tower.blocks}
+        assert level == "hard" or len(sizes) == 1
+        bottom = 0.0
+        for block in tower.blocks:
+            assert block.centre[2] - block.half_size[2] == pytest.approx(bottom)
+            bottom = block.centre[2] + block.half_size[2]
+    assert set(heights) == {2, 3, 4, 5, 6}
+
+
+@pytest.fixture(scope="module", params=["recordings", "iseg"])
+def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("shapestacks")
+    shapestacks.write(folder, {"train": 3, "val": 2, "test": 1}, seed=2, layout=request.param)
+    return folder, request.param
+
+
+def test_tree_is_as_published(tree: tuple[Path, str]) -> None:
+    folder, layout = tree
+    names = [shapestacks.tower(2, index).name for index in range(6)]
+    read = {p.stem: p.read_text() for p in (folder / "splits" / "default").iterdir()}
+    assert read == {
+        "train": "".join(f"{name}\n" for name in names[:3]),
+        "eval": "".join(f"{name}\n" for name in names[3:5]),
+        "test": f"{names[5]}\n",
+    }
+    for subset, kind in (("blocks_all", "blocks"), ("ccs_all", "ccs")):
+        lines = (folder / "splits" / subset / "train.txt").read_text().split()
+        assert lines == [name for name in names[:3] if f"_{kind}-" in name]
+    assert sorted(p.name for p in (folder / "meta").iterdir()) == [
+        "blacklist_stable.txt",
+        "blacklist_unstable.txt",
+    ]
+    assert sorted(p.name for p in (folder / "recordings").iterdir()) == sorted(names)
+    assert not list(folder.rglob("*.partial*"))
+    for name in names:
+        pictures = sorted((folder / "recordings" / name).glob("rgb-*-mono-0.png"))
+        # the camera is the sixth field
+        assert sorted(int(p.name.split("-")[5].removeprefix("cam_")) for p in pictures) == list(range(1, 17))
+        maps = sorted(p.name for p in (folder / layout / name).glob("*.map"))
+        assert maps == sorted(f"iseg-w=0-f=0-l=0-c=original-cam_{n}-mono-0.map" for n in range(1, 17))
+
+
+def test_pictures_and_maps_are_coded_as_published_and_as_drawn(tree: tuple[Path, str]) -> None:
+    folder, layout = tree
+    for index in (0, 4):
+        tower = shapestacks.tower(2, index)
+        for camera in (1, 8, 13, 16):
+            drawn = shapestacks.draw(2, index, camera)
+            with Image.open(folder / "recordings" / tower.name / tower.frame_name(camera)) as picture:
+                assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (224, 224))
+                np.testing.assert_array_equal(np.asarray(picture), drawn.image)
+            with Image.open(folder / layout / tower.name / shapestacks.map_name(camera)) as coded:
+                assert (coded.format, coded.mode, coded.size) == ("PNG", "RGBA", (224, 224))
+                values = np.asarray(coded)
+            assert (values[..., 3] == 255).all()
+            for channel in range(3):
+                np.testing.assert_array_equal(values[..., channel], 32 * drawn.entities)
+
+
+def test_every_block_is_seen_by_every_camera_and_survives_the_crop() -> None:
+    for index in range(5):
+        tower = shapestacks.tower(5, index)
+        for camera in range(1, 17):
+            drawn = shapestacks.draw(5, index, camera)
+            crop = drawn.entities[14:210, 14:210]
+            pixels = np.bincount(crop.ravel(), minlength=7)
+            assert (pixels[1 : len(tower.blocks) + 1] >= 5).all(), (tower.name, camera)
+            assert not pixels[len(tower.blocks) + 1 :].any()
+            assert (drawn.entities > 0).sum() == (crop > 0).sum()
+
+
+def test_pixels_have_their_blocks_hue() -> None:
+    for index in range(6):
+        tower, drawn = shapestacks.tower(6, index), shapestacks.draw(6, index, 1 + index)
+        for number, colour in enumerate(tower.colours, 1):
+            expected = float(hues(np.array([colour]) * 255)[0])
+            assert around(hues(drawn.image[drawn.entities == number]), expected).max() < 0.03
+
+
+def test_the_twelve_low_and_four_high_cameras_are_where_they_should_be() -> None:
+    heights = [shapestacks.camera_number(number).position[2] for number in range(1, 17)]
+    assert heights == [5.0] * 12 + [9.0] * 4
+    assert len({shapestacks.camera_number(number).position for number in range(1, 17)}) == 16
+
+
+def test_scenes_depend_on_seed_and_index_alone() -> None:
+    assert shapestacks.tower(0, 3) == shapestacks.tower(0, 3)
+    assert shapestacks.tower(0, 3) != shapestacks.tower(1, 3)
+    assert shapestacks.draw(0, 3, 2).image.tobytes() == shapestacks.draw(0, 3, 2).image.tobytes()
