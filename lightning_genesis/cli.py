@@ -4,12 +4,26 @@ What answers `--help` is here; the rest is imported when a command runs, so that
 for torch.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 
 from lightning_genesis import __version__
 
+ON_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+"""What is wrong with a disk or a path, not with the program: one line says it."""
 COMMANDS = {
     "fit": "train a model: fit --config experiments/genesisv2_multidsprites.yaml",
     "validate": "score on the validation split: validate --config runs/NAME/config.yaml --ckpt_path best",
@@ -17,6 +31,7 @@ COMMANDS = {
     "predict": "write masks and components of images: predict --config ... --ckpt_path best",
     "prepare": "build a dataset's store: prepare multi_dsprites --root data",
     "export": "write a run's weights as safetensors: export runs/NAME weights.safetensors",
+    "import": "make the authors' checkpoints ours: import model.ckpt-FINAL --flags flags.json",
     "demo": "train the quickstart on embedded data and show what came of it",
 }
 
@@ -53,6 +68,12 @@ def _export(args: Sequence[str]) -> None:
     main(args)
 
 
+def _import(args: Sequence[str]) -> None:
+    from lightning_genesis.importing import main
+
+    main(args)
+
+
 def _demo(args: Sequence[str]) -> None:
     from lightning_genesis.demo import main
 
@@ -63,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command; what a user can mend is shown as one line.
 
     Returns:
-        0, or 2 after an error that a user can mend.
+        0; 2 after an error that a user can mend; 75 if a signal stopped a run, which is saved.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -81,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    own = {"prepare": _prepare, "export": _export, "demo": _demo}
+    own = {"prepare": _prepare, "export": _export, "import": _import, "demo": _demo}
     return _run(own.get(command) or _training(command), rest)
 
 
@@ -94,10 +115,19 @@ def _run(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> int:
     except Exception as error:
         # The parser wraps what a constructor raises; the innermost error of ours says it best.
         mendable = [cause for cause in _causes(error) if isinstance(cause, UserError | DataError)]
-        if not mendable:
+        on_disk = [cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in ON_DISK]
+        if not (mendable or on_disk):
             raise
-        print(f"lightning-genesis: error: {' '.join(str(mendable[-1]).split())}", file=sys.stderr)
-        return 2
+        cause = (mendable or on_disk)[-1]
+        if not mendable:
+            cause = UserError(f"{on_disk[-1].filename or 'a file of the run'}: {on_disk[-1].strerror}")
+        code = getattr(cause, "exit_code", 2)
+        # a run that was stopped and saved has met no error
+        print(
+            f"lightning-genesis: {'error: ' if code == 2 else ''}{' '.join(str(cause).split())}",
+            file=sys.stderr,
+        )
+        return code
     return 0
 
 

@@ -4,6 +4,9 @@
 class UserError(Exception):
     """Something the user gave does not fit; the message names it, what was found and what to do."""
 
+    exit_code = 2
+    """What the command returns."""
+
 
 class ConfigurationError(UserError, ValueError):
     """An option or a combination of options."""
@@ -15,3 +18,10 @@ class CheckpointError(UserError, ValueError):
 
 class NonFiniteError(UserError, RuntimeError):
     """A loss or gradient was not finite; the step that it belonged to changed no weight."""
+
+
+class Stopped(UserError, RuntimeError):
+    """A signal has stopped the run, which is saved and can be resumed."""
+
+    exit_code = 75
+    """EX_TEMPFAIL: run the same command again."""

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,23 +18,31 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from data_modules import SceneDataModule
-from lightning_genesis.callbacks.checkpoints import CheckpointOptions
+from lightning_genesis.callbacks.checkpoints import CheckpointOptions, RunCheckpoints
 from lightning_genesis.callbacks.pictures import Pictures
 from lightning_genesis.callbacks.predictions import PredictionWriter
 from lightning_genesis.callbacks.progress import ProgressBar, Throughput
+from lightning_genesis.callbacks.rollback import Rollback, RollbackOptions
 from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
-from lightning_genesis.checkpoint import check_model, load_weights, read_checkpoint
+from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
+from lightning_genesis.checkpoint import (
+    DurableCheckpointIO,
+    check_model,
+    load_weights,
+    read_checkpoint,
+    set_aside,
+)
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.loggers import RunCSVLogger, make_wandb_logger
-from lightning_genesis.messages import explain
+from lightning_genesis.messages import check_config_files, explain
 from lightning_genesis.models import SceneModel
-from lightning_genesis.run import find_checkpoint
+from lightning_genesis.run import find_checkpoint, read_last_good
 
 LINKS = ("num_slots", "image_size", "num_background")
 """What the data know and the model needs."""
 MAY_DIFFER = ("compile",)
 """Model values that change how a model runs, not what it is."""
-TRAINING_ONLY = ("objective", "learning_rate", "optimizer")
+TRAINING_ONLY = ("objective", "learning_rate", "optimizer", "warmup_steps", "decay_rate", "decay_steps")
 """Model values that an evaluation does not depend on."""
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500_000,
@@ -103,6 +112,7 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         _quieten()
+        check_config_files(args)
         self.arguments = list(args)
         self.run_options = RunOptions()
         # Other ranks are started by this command line again.
@@ -138,6 +148,7 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
+        parser.add_class_arguments(RollbackOptions, "rollback")
         parser.add_lightning_class_args(Pictures, "pictures")
         for name in LINKS:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -178,27 +189,29 @@ class ExperimentCLI(LightningCLI):
         return self.subcommand == "fit" and not config.trainer.fast_dev_run and _is_main_process()
 
     def _find_checkpoint(self, config: Any) -> None:
-        folder, given = self.run_options.folder, config.ckpt_path
-        trained = (folder / "checkpoints" / "last.ckpt").is_file()
-        if given in ("best", "last"):
-            if self.subcommand == "fit" and not trained and given == "last":
-                rank_zero_info(f"{folder}: nothing to resume, starting at step 0")
-                config.ckpt_path = None
-            else:
-                config.ckpt_path = str(find_checkpoint(folder, given))
-        elif given is None and trained and self._is_new_run(config):
+        folder, path = self.run_options.folder, config.ckpt_path
+        trained = any((folder / "checkpoints").glob("*.ckpt"))
+        self.checkpoint: dict[str, Any] | None = None
+        if path is None and trained and self._is_new_run(config):
             raise ConfigurationError(
                 f"{folder} holds a trained run: resume it with --ckpt_path last, or give this one "
                 "another name with --run.name"
             )
-        if config.ckpt_path is not None:
-            self.checkpoint: dict[str, Any] | None = read_checkpoint(config.ckpt_path)
-            if "optimizer_states" not in self.checkpoint and self.subcommand == "fit":
-                raise ConfigurationError(
-                    f"{config.ckpt_path}: weights alone cannot be resumed; use --init_from"
-                )
-        else:
-            self.checkpoint = None
+        if path == "last" and not trained and self.subcommand == "fit":
+            rank_zero_info(f"{folder}: nothing to resume, starting at step 0")
+            path = None
+        elif path == "last":
+            path, self.checkpoint = read_last_good(folder)
+            newest = folder / "checkpoints" / "last.ckpt"
+            if path != newest and newest.is_file() and self._is_new_run(config):
+                # or the next save would put it in the place of the good one before it
+                rank_zero_warn(f"{newest} is kept as {set_aside(newest)}")
+        elif path is not None:
+            path = find_checkpoint(folder, path) if path == "best" else path
+            self.checkpoint = read_checkpoint(path)
+        if self.checkpoint and "optimizer_states" not in self.checkpoint and self.subcommand == "fit":
+            raise ConfigurationError(f"{path}: weights alone cannot be resumed; use --init_from")
+        config.ckpt_path = None if path is None else str(path)
 
     # ---------------------------------------------------------------- instances
 
@@ -251,14 +264,21 @@ class ExperimentCLI(LightningCLI):
         callbacks: list[Callback] = [self._get(self.config_init, "pictures"), PredictionWriter(run.folder)]
         if self.subcommand == "fit" and not trainer["fast_dev_run"]:
             if trainer["enable_checkpointing"] is not False:
-                callbacks += CheckpointOptions(**config.checkpoint.as_dict()).callbacks(run.folder)
-            callbacks += [ContinueLog(), Throughput()]
+                options = CheckpointOptions(**config.checkpoint.as_dict())
+                callbacks += [RunCheckpoints(run.folder / "checkpoints", options), StopOnSignal()]
+            rollback = RollbackOptions(**config.rollback.as_dict())
+            callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput()]
         if trainer["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         trainer["default_root_dir"] = str(run.folder)
+        trainer["plugins"] = [*self._given_plugins(trainer["plugins"]), DurableCheckpointIO()]
         trainer["logger"] = self._loggers(trainer["logger"], bool(trainer["fast_dev_run"]))
         self.save_config_kwargs = {"folder": run.folder}
         return self._instantiate_trainer({**trainer, **kwargs}, callbacks)
+
+    @staticmethod
+    def _given_plugins(given: Any) -> list[Any]:
+        return given if isinstance(given, list) else [] if given is None else [given]
 
     def _loggers(self, given: Any, dry: bool) -> list[Logger] | bool:
         """CSV always; W&B unless the user chose other loggers or none."""
@@ -292,7 +312,8 @@ class ExperimentCLI(LightningCLI):
         """Runs it and closes the W&B run, which would otherwise stay open in this process."""
         failed = True
         try:
-            super()._run_subcommand(subcommand)
+            with leaving_on_signal() if subcommand == "fit" else nullcontext():
+                super()._run_subcommand(subcommand)
             failed = False
         finally:
             for logger in self.trainer.loggers:

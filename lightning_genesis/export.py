@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_genesis.checkpoint import read_checkpoint, write_weights
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.run import find_checkpoint
+from lightning_genesis.run import find_checkpoint, read_data_config
 
 
 def main(args: Sequence[str]) -> None:
@@ -28,8 +27,7 @@ def main(args: Sequence[str]) -> None:
         raise ConfigurationError(f"export: {file} should end in .safetensors")
     run = Path(options.run)
     path = find_checkpoint(run, options.checkpoint)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"].get("init_args", {}).pop("root", None)  # a place on this machine, no part of the data
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(file, read_checkpoint(path), config["data"])
+    data = read_data_config(run)
+    (data.get("init_args") or {}).pop("root", None)  # a place on this machine, no part of the data
+    write_weights(file, read_checkpoint(path), data)
     print(f"{path} -> {file} ({file.stat().st_size / 1e6:.1f} MB)")

@@ -5,6 +5,7 @@ import netrc
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -26,6 +27,17 @@ class _AppendingWriter(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         """Keeps what is there; a resumed run continues it."""
+
+    def save(self) -> None:
+        """Writes the rows, durably: a checkpoint that is saved next must not be ahead of its log."""
+        if self.metrics:
+            super().save()
+            with open(self.metrics_file_path) as file:
+                os.fsync(file.fileno())
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Lightning's, except that a run killed meanwhile keeps its rows."""
+        rewrite(Path(self.metrics_file_path), fieldnames, lambda row: True)
 
 
 class RunCSVLogger(CSVLogger):
@@ -64,18 +76,25 @@ class RunCSVLogger(CSVLogger):
     def drop_after(self, step: int) -> None:
         """Removes rows later than `step`: a killed run may have logged beyond its last checkpoint."""
         path = Path(self.log_dir) / self._file_name
-        if not path.is_file():
-            return
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or ())
-            rows = [row for row in reader if _number(row.get("step")) < step]
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, header, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(path)
+        if step == 0:  # its header may be incomplete too
+            path.unlink(missing_ok=True)
+            self.experiment.metrics_keys = []
+        elif path.is_file():
+            rewrite(path, None, lambda row: _number(row.get("step")) < step)
+
+
+def rewrite(path: Path, columns: list[str] | None, keep: Callable[[dict[str, str]], bool]) -> None:
+    """Writes a CSV file anew, with other columns or fewer rows, under a temporary name first."""
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        columns = columns or list(reader.fieldnames or ())
+        rows = [row for row in reader if keep(row)]
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
 
 
 def _number(text: str | None) -> float:
@@ -99,7 +118,9 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     identity = folder / "wandb-id.txt"
     if not identity.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        identity.write_text(secrets.token_hex(4))
+        temporary = identity.with_suffix(".tmp")
+        temporary.write_text(secrets.token_hex(4))
+        temporary.replace(identity)
     run_id = identity.read_text().strip() if identity.is_file() else None
     project = os.environ.get("WANDB_PROJECT", "lightning-genesis")
     settings = wandb.Settings(silent=True, console="off") if offline else None

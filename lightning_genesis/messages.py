@@ -1,8 +1,39 @@
 """Turns the argument parser's explanations into one line that names what would have worked."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from lightning_genesis.errors import ConfigurationError
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Looks at the files that `--config` names before the parser does, which answers some with a traceback.
+
+    Raises:
+        ConfigurationError: for a file that is no YAML mapping; one that is not there is left to the parser.
+    """
+    pairs = [argument.split("=", 1) for argument in arguments if argument.startswith("--config=")]
+    pairs += [list(pair) for pair in pairwise(arguments) if pair[0] in ("--config", "-c")]
+    for path in (Path(value) for _, value in pairs):
+        if not path.is_file():
+            continue
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            json.dumps(content, default=str)  # finds what refers to itself
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(f"{path}: not readable as YAML: {reason}") from error
+        if not isinstance(content, dict):
+            found = "nothing" if content is None else f"a {type(content).__name__}"
+            raise ConfigurationError(
+                f"{path}: holds {found}, expected a mapping with model, data and trainer"
+            )
 
 
 def explain(message: str, options: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 ```
 runs/NAME/
   config.yaml       everything that made the run; `fit --config` of it makes the same run again
-  checkpoints/      last.ckpt, best.ckpt, step-N.ckpt
+  checkpoints/      last.ckpt, previous.ckpt (the last but one), best.ckpt, step-N.ckpt
   metrics.csv       one row per logged step; test.csv, validate.csv likewise
   pictures/         what the model sees, as PNG
   wandb-id.txt      the W&B run, so that a resumed run continues it
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_genesis.checkpoint import check_model, read_checkpoint, weights_of
 from lightning_genesis.errors import CheckpointError, ConfigurationError
@@ -23,21 +24,62 @@ if TYPE_CHECKING:
     from data_modules import SceneDataModule
     from lightning_genesis.models import SceneModel
 
-PREFERRED = ("best.ckpt", "last.ckpt")
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 
 def find_checkpoint(run: Path, name: str | None = None) -> Path:
     """A run's checkpoint: "best", "last", or the first of these that is there.
 
+    The last one is the newest that can be read, see `read_last_good`.
+
     Raises:
-        CheckpointError: if it is not there.
+        CheckpointError: if it is not there, or if no newest one can be read.
     """
-    names = PREFERRED if name is None else (f"{name}.ckpt",)
-    for candidate in names:
-        path = run / "checkpoints" / candidate
-        if path.is_file():
-            return path
+    best = run / "checkpoints" / BEST
+    if name != "last" and best.is_file():
+        return best
+    if name in (None, "last") and any((run / "checkpoints").glob("*.ckpt")):
+        return read_last_good(run)[0]
+    names = (BEST, LAST) if name is None else (f"{name}.ckpt",)
     raise CheckpointError(f"{run / 'checkpoints'}: no {' or '.join(names)} there; has the run been trained?")
+
+
+def read_last_good(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint of a run that can be read, and its contents.
+
+    `last.ckpt`, else `previous.ckpt`, else the one of most steps among the others. Each that cannot be read
+    is named in a warning; nothing is deleted or renamed.
+
+    Raises:
+        CheckpointError: if none can be read; the message names all.
+    """
+    folder = run / "checkpoints"
+    damaged: list[str] = []
+    good: tuple[Path, dict[str, Any]] | None = None
+    for path in (folder / LAST, folder / PREVIOUS):
+        if good is None and path.exists():
+            good = _try_to_read(path, damaged)
+    if good is None:
+        for path in sorted(folder.glob("*.ckpt")):
+            if path.name in (LAST, PREVIOUS):
+                continue
+            found = _try_to_read(path, damaged)
+            if found and (good is None or found[1].get("global_step", 0) > good[1].get("global_step", 0)):
+                good = found
+    if good is None:
+        reasons = "; ".join(damaged) or "there is none; has the run been trained?"
+        raise CheckpointError(f"{folder}: no readable checkpoint: {reasons}")
+    for reason in damaged:
+        rank_zero_warn(f"{reason}; using {good[0]} of step {good[1].get('global_step')} instead")
+    return good
+
+
+def _try_to_read(path: Path, damaged: list[str]) -> tuple[Path, dict[str, Any]] | None:
+    try:
+        return path, read_checkpoint(path)
+    except CheckpointError as error:
+        damaged.append(str(error))
+        return None
 
 
 def load(path: str | Path, checkpoint: str | None = None) -> tuple["SceneModel", "SceneDataModule"]:
@@ -57,14 +99,36 @@ def load(path: str | Path, checkpoint: str | None = None) -> tuple["SceneModel",
     path = Path(path)
     if path.suffix == ".safetensors":
         contents = read_checkpoint(path)
+        if "data" not in contents:
+            raise CheckpointError(
+                f"{path}: does not say which data it belongs to; load it into a model instead"
+            )
         data = contents["data"]
     else:
         contents = read_checkpoint(find_checkpoint(path, checkpoint))
-        config = path / "config.yaml"
-        if not config.is_file():
-            raise CheckpointError(f"{config}: no such file; give the folder of a run")
-        data = yaml.safe_load(config.read_text())["data"]
+        data = read_data_config(path)
     return build_model(contents, path), build_data(data)
+
+
+def read_data_config(run: Path) -> dict[str, Any]:
+    """The `data` section of a run's configuration.
+
+    Raises:
+        CheckpointError: if the folder has no configuration.
+        ConfigurationError: if it cannot be read, or has no such section.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; give the folder of a run")
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigurationError(f"{file}: not a readable configuration ({reason})") from error
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{file}: data is {data!r}, expected class_path and init_args")
+    return data
 
 
 def build_model(checkpoint: dict[str, Any], path: str | Path) -> "SceneModel":
@@ -73,27 +137,89 @@ def build_model(checkpoint: dict[str, Any], path: str | Path) -> "SceneModel":
     Raises:
         CheckpointError: if the model is not one of ours, or does not fit.
     """
-    from lightning_genesis import models
-
-    name = checkpoint["model_class"]
-    if name not in models.__all__:
-        raise CheckpointError(f"{path}: holds a {name!r}; known are {', '.join(models.__all__)}")
-    model: SceneModel = getattr(models, name)(**checkpoint["hyper_parameters"])
+    model = make_model(checkpoint, path)
     check_model(checkpoint, model, path)
     model.load_state_dict(weights_of(checkpoint), strict=False)
     return model.eval()
+
+
+def restore_model(
+    path: str | Path, kind: type["SceneModel"] | None = None, overrides: dict[str, Any] | None = None
+) -> "SceneModel":
+    """The model that a checkpoint holds, with the state of its objective; see `make_model`.
+
+    A `.safetensors` holds weights alone, and another objective cannot take over the state: it starts anew.
+
+    Raises:
+        CheckpointError: if the file is not there, damaged, holds another model, or does not fit.
+    """
+    contents = read_checkpoint(path)
+    model = make_model(contents, path, kind, overrides)
+    check_model(contents, model, path)
+    if Path(path).suffix == ".safetensors" or "objective" in (overrides or {}):
+        model.load_state_dict(weights_of(contents), strict=False)
+        return model
+    try:
+        model.load_state_dict(contents["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path}: the objective's state does not fit ({reason})") from error
+    return model
+
+
+def make_model(
+    checkpoint: dict[str, Any],
+    path: str | Path,
+    kind: type["SceneModel"] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> "SceneModel":
+    """A new model of the class and with the hyperparameters that a checkpoint names.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        path: where it comes from, for messages.
+        kind: the class it should be; None or `SceneModel` takes any of ours.
+        overrides: hyperparameters to change.
+
+    Raises:
+        CheckpointError: if it names another class, or hyperparameters that the class does not take.
+    """
+    from lightning_genesis import models
+
+    name = checkpoint["model_class"]
+    if kind is None or kind is models.SceneModel:
+        known = [known for known in models.__all__ if known != "SceneModel"]
+        if name not in known:
+            raise CheckpointError(f"{path}: holds a {name!r}; known are {', '.join(known)}")
+        kind = getattr(models, name)
+    elif name != kind.__name__:
+        raise CheckpointError(f"{path}: holds a {name}, expected a {kind.__name__}")
+    try:
+        return kind(**{**checkpoint["hyper_parameters"], **(overrides or {})})
+    except ConfigurationError:
+        raise
+    except Exception as error:  # values of wrong types fail anywhere in the model
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path}: its hyperparameters make no {name} ({reason})") from error
 
 
 def build_data(config: dict[str, Any]) -> "SceneDataModule":
     """The data module that a configuration names.
 
     Raises:
-        ConfigurationError: if the class is not a `SceneDataModule`.
+        ConfigurationError: if the class is not a `SceneDataModule`, or does not take the arguments.
     """
     from data_modules import SceneDataModule
 
-    module, _, name = config["class_path"].rpartition(".")
-    kind = getattr(import_module(module or "data_modules"), name, None)
+    path, arguments = config.get("class_path"), config.get("init_args") or {}
+    module, _, name = str(path).rpartition(".")
+    try:
+        kind = getattr(import_module(module or "data_modules"), name, None)
+    except ImportError as error:
+        raise ConfigurationError(f"data.class_path {path!r}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, SceneDataModule)):
-        raise ConfigurationError(f"data.class_path {config['class_path']!r} is no SceneDataModule")
-    return kind(**config.get("init_args", {}))
+        raise ConfigurationError(f"data.class_path {path!r} is no SceneDataModule")
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ConfigurationError(f"data.init_args {arguments!r} of {name}: {error}") from error

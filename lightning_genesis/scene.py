@@ -30,6 +30,8 @@ class Scene:
     """Number of slots in use per image, `[B]`, where a model infers it; they are the first ones."""
     auxiliary: dict[str, "Scene"] = field(default_factory=dict)
     """Other decodings of the same batch, by name. The Scene itself is the one scored and shown."""
+    decoded_log_masks: Tensor | None = None
+    """Masks of the decoder where the likelihood mixes by others (MONet), `[B, K, 1, H, W]`."""
 
     @property
     def num_slots(self) -> int:
@@ -52,10 +54,19 @@ class Scene:
         Raises:
             ValueError: if `kind` is "attention" and the model has no masks of that kind.
         """
-        log_masks = self.log_masks if kind == "decoded" else self.attention_log_masks
-        if log_masks is None:
+        return self.log_masks_of(kind).squeeze(2).argmax(dim=1)
+
+    def log_masks_of(self, kind: MaskKind) -> Tensor:
+        """Log-masks of the decoder or of the inference network, `[B, K, 1, H, W]`.
+
+        Raises:
+            ValueError: if `kind` is "attention" and the model has no masks of that kind.
+        """
+        if kind == "decoded":
+            return self.log_masks if self.decoded_log_masks is None else self.decoded_log_masks
+        if self.attention_log_masks is None:
             raise ValueError("this scene has no attention masks; use kind='decoded'")
-        return log_masks.squeeze(2).argmax(dim=1)
+        return self.attention_log_masks
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Scene":
         """The same scene with `function` applied to every tensor in it."""

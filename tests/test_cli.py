@@ -1,6 +1,7 @@
 """The command, run in this process on tiny data."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -112,7 +113,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_run_folder(trained: Path) -> None:
     checkpoints = {path.name for path in (trained / "checkpoints").iterdir()}
-    assert checkpoints == {"last.ckpt", "best.ckpt", "step-4.ckpt", "step-8.ckpt"}
+    assert checkpoints == {"last.ckpt", "previous.ckpt", "best.ckpt", "step-4.ckpt", "step-8.ckpt"}
     pictures = {path.name for path in (trained / "pictures").iterdir()}
     assert {"initial_masks.png", "reconstructions-000004.png", "samples-000008.png"} <= pictures
     logged = rows(trained / "metrics.csv")
@@ -350,3 +351,50 @@ def test_prepare(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "did you mean multi_dsprites?" in error_line(capsys)
     assert main(["prepare", "multi_dsprites", "--train_sizes", "5"]) == 2
     assert "train_sizes" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xb4\x00\xff", "not readable as YAML"),
+        (b"model: [1, 2", "not readable as YAML"),
+        (b"a: &a [*a]", "Circular reference"),
+        (b"", "holds nothing, expected a mapping"),
+        (b"[1, 2, 3]", "holds a list, expected a mapping"),
+    ],
+)
+@pytest.mark.parametrize("form", [["--config", "rubbish.yaml"], ["--config=rubbish.yaml"]])
+def test_rubbish_config_is_named(
+    content: bytes,
+    said: str,
+    form: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rubbish.yaml").write_bytes(content)
+    assert main(["fit", *form]) == 2
+    line = error_line(capsys)
+    assert "rubbish.yaml: " in line
+    assert said in line
+
+
+def test_file_in_place_of_the_runs_folder(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("fit", "--run.root", "tiny.yaml", "--run.name", "nowhere") == 2
+    assert "tiny.yaml/nowhere: Not a directory" in error_line(capsys)
+
+
+def test_a_moved_run_goes_on_from_anywhere(
+    folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in a run's folder depends on where it was made."""
+    args = ["--run.name", "moved", "--trainer.enable_progress_bar", "false"]
+    monkeypatch.chdir(folder)
+    assert main(["fit", "--config", "tiny.yaml", *args, "--trainer.max_steps", "5"]) == 0
+    shutil.move(folder / "runs/moved", tmp_path / "elsewhere/moved")
+    monkeypatch.chdir(tmp_path)
+    places = ["--run.root", "elsewhere", "--data.root", str(tmp_path / "other-data")]
+    assert main(["fit", "--config", str(folder / "tiny.yaml"), *args, *places, "--ckpt_path", "last"]) == 0
+    moved = weights(tmp_path / "elsewhere/moved/checkpoints/last.ckpt")
+    assert_equal_states(weights(trained / "checkpoints/last.ckpt"), moved)

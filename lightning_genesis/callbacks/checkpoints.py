@@ -1,13 +1,18 @@
-"""When a run is saved: the last state, the best one, and some to keep."""
+"""When a run is saved: the last state, the best one, and some to keep. Always between two steps."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
+
+from lightning_genesis.errors import ConfigurationError
 
 BEST_BY = (("val/ari_fg", "max"), ("val/elbo", "max"), ("val/mse", "min"))
 """What the best checkpoint is chosen by: the first that the run logs."""
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 @dataclass
@@ -15,7 +20,7 @@ class CheckpointOptions:
     """What is saved under `checkpoints/` in the run's folder.
 
     Args:
-        last_every: steps between updates of `last.ckpt`.
+        last_every: steps between updates of `last.ckpt`; the one before it stays as `previous.ckpt`.
         keep_every: steps between the `step-N.ckpt` that are kept; none if None.
         monitor: logged value that `best.ckpt` is chosen by; by default the first of val/ari_fg, val/elbo and
             val/mse that the run has.
@@ -27,95 +32,125 @@ class CheckpointOptions:
     monitor: str | None = None
     mode: str = "max"
 
-    def callbacks(self, run: Path) -> list[pl.Callback]:
-        """The callbacks that save into the run's folder."""
-        folder = run / "checkpoints"
-        callbacks: list[pl.Callback] = [
-            BestCheckpoint(folder, self.monitor, self.mode),
-            LastCheckpoint(folder, self.last_every),
-        ]
-        if self.keep_every is not None:
-            callbacks.append(KeptCheckpoint(folder, self.keep_every))
-        return callbacks
+    def __post_init__(self) -> None:
+        for name in ("last_every", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"checkpoint.{name}={value}: expected 1 or more steps")
+        if self.mode not in ("max", "min"):
+            raise ConfigurationError(f"checkpoint.mode={self.mode!r}: expected 'max' or 'min'")
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt`: every so many steps, and when training ends.
+class RunCheckpoints(Checkpoint):
+    """Saves a run so that a resumed one continues bit for bit, whenever it was killed.
 
-    Args:
-        folder: where to.
-        every: steps between updates.
-    """
+    Lightning's `ModelCheckpoint` saves inside a step: before the step's values are logged, and before the
+    validation that falls due after it, both of which a run resumed from there would lack. Here everything is
+    saved when the next step starts, or at the end of training: all that belongs to the steps before is done
+    then, and is on the disk before the checkpoint is.
 
-    def __init__(self, folder: Path, every: int) -> None:
-        super().__init__(
-            folder,
-            "last",
-            every_n_train_steps=every,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves what came after the last interval."""
-        if trainer.global_step != self._last_global_step_saved and not trainer.fast_dev_run:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-
-class KeptCheckpoint(ModelCheckpoint):
-    """`step-N.ckpt`, all of which stay.
+    The Trainer needs `DurableCheckpointIO` among its plugins.
 
     Args:
         folder: where to.
-        every: steps between them.
+        options: what to save.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        super().__init__(
-            folder,
-            "step-{step}",
-            every_n_train_steps=every,
-            save_top_k=-1,
-            auto_insert_metric_name=False,
-            save_on_train_epoch_end=False,
-        )
+    def __init__(self, folder: Path, options: CheckpointOptions) -> None:
+        self.folder, self.options = folder, options
+        self.last_saved: Path | None = None
+        """The newest checkpoint of this process."""
+        self._monitor = options.monitor
+        self._best: float | None = None
+        self._best_is_due = False
+        self._step = 0
 
+    # ---------------------------------------------------------------- state
 
-class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`, after each validation that is the best so far.
+    def state_dict(self) -> dict[str, Any]:
+        """What the best so far was, and by which value."""
+        return {"monitor": self._monitor, "best": self._best}
 
-    Args:
-        folder: where to.
-        monitor: what is compared; the first of `BEST_BY` that the run logs if None.
-        mode: "max" or "min".
-    """
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the best so far, if it was chosen by the same value."""
+        if self.options.monitor in (None, state_dict["monitor"]):
+            self._monitor, self._best = state_dict["monitor"], state_dict["best"]
 
-    def __init__(self, folder: Path, monitor: str | None, mode: str) -> None:
-        super().__init__(
-            folder, "best", monitor=monitor or BEST_BY[0][0], mode=mode, enable_version_counter=False
-        )
-        self._automatic = monitor is None
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes back what Lightning has counted of the batch that was fetched but not trained on."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["started"] = counts["completed"]
+        progress["is_last_batch"] = False
 
-    @property
-    def state_key(self) -> str:
-        """The same whatever the run turns out to log."""
-        return type(self).__qualname__
+    # ---------------------------------------------------------------- hooks
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What a resumed run was saved with need not be saved again."""
+        self._step = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Chooses by what there is, then saves if it is the best."""
-        if self._automatic:
-            for monitor, mode in BEST_BY:
-                if monitor in trainer.callback_metrics:
-                    if monitor != self.monitor:
-                        self.monitor, self.mode = monitor, mode
-                        self.kth_value = self.kth_value.new_tensor(float("inf" if mode == "min" else "-inf"))
-                    break
-        super().on_validation_end(trainer, pl_module)
+        """Decides whether this is the best so far."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        values = trainer.callback_metrics
+        if self._monitor is None:
+            self._monitor = next((name for name, _ in BEST_BY if name in values), None)
+        if self._monitor is None:
+            return
+        if self._monitor not in values:
+            raise ConfigurationError(
+                f"checkpoint.monitor={self._monitor!r}: not logged by validation, which has "
+                f"{', '.join(sorted(name for name in values if name.startswith('val/')))}"
+            )
+        value = float(values[self._monitor])
+        mode = self.options.mode if self.options.monitor else dict(BEST_BY)[self._monitor]
+        better = self._best is None or (value > self._best if mode == "max" else value < self._best)
+        if better and not math.isnan(value):
+            self._best, self._best_is_due = value, True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves what has fallen due with the step before."""
+        # Lightning counts one too many after some resumes; it is the step that values are logged under.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        step = trainer.global_step
+        if step == self._step:  # gradients are being accumulated, or nothing was trained on yet
+            return
+        stopping = bool(getattr(pl_module, "stop_agreed", False))
+        self._save(trainer, last=stopping or self._is_due(step, self.options.last_every))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the end, whether or not it falls on an interval."""
+        if not trainer.fast_dev_run and trainer.global_step != self._step:
+            self._save(trainer, last=True)
+
+    # ---------------------------------------------------------------- saving
+
+    def _is_due(self, step: int, every: int | None) -> bool:
+        return every is not None and step // every > self._step // every
+
+    def _save(self, trainer: pl.Trainer, last: bool) -> None:
+        step = trainer.global_step
+        # `last` comes last: it says that the others are there.
+        names = [BEST] if self._best_is_due else []
+        if self._is_due(step, self.options.keep_every):
+            names.append(f"step-{step}.ckpt")
+        names += [LAST] if last else []
+        self._step, self._best_is_due = step, False
+        for logger in trainer.loggers if names else ():
+            logger.save()
+        for name in names:
+            path = self.folder / name
+            keep = {"previous": self.folder / PREVIOUS} if name == LAST else None
+            trainer.save_checkpoint(path, weights_only=False, storage_options=keep)
+            self.last_saved = path
 
 
 def last_good(trainer: pl.Trainer) -> str:
     """Path of the newest checkpoint of the run, or the one it was resumed from, for messages."""
-    last = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint))
-    # Of a ModelCheckpoint without a monitor, the best is the newest.
-    saved = next((callback.best_model_path for callback in last if callback.best_model_path), None)
+    saved = next((c.last_saved for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
     return str(saved or trainer.ckpt_path or "none yet")

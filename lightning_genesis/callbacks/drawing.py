@@ -65,10 +65,7 @@ def sample_grid(scene: Scene) -> Tensor:
 
 def mask_grid(images: Tensor, scene: Scene, kind: MaskKind = "attention") -> Tensor:
     """One row per image: input, segmentation, and the mask of every slot in grey (GENESIS-V2, Figure 9)."""
-    log_masks = scene.attention_log_masks if kind == "attention" else scene.log_masks
-    if log_masks is None:
-        raise ValueError("this scene has no attention masks; use kind='decoded'")
-    masks = log_masks.exp().expand(-1, -1, 3, -1, -1)
+    masks = scene.log_masks_of(kind).exp().expand(-1, -1, 3, -1, -1)
     return tile([images, colour_slots(scene.segmentation(kind)), *masks.unbind(dim=1)])
 
 

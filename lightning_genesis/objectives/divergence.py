@@ -6,6 +6,10 @@ from torch import Tensor
 from lightning_genesis.precision import full_precision
 
 
+def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
+    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+
+
 def sampled_gaussian_kl(
     sample: Tensor, mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor
 ) -> Tensor:
@@ -21,6 +25,8 @@ def sampled_gaussian_kl(
         prior_scale: standard deviation of `p`, `[..., D]`.
     """
     with full_precision(sample):
+        sample, mean, scale = _at_least_float32(sample, mean, scale)
+        prior_mean, prior_scale = _at_least_float32(prior_mean, prior_scale)
         posterior = ((sample - mean) / scale).square() * 0.5 + scale.log()
         prior = ((sample - prior_mean) / prior_scale).square() * 0.5 + prior_scale.log()
         return (prior - posterior).sum(dim=-1)
@@ -29,6 +35,7 @@ def sampled_gaussian_kl(
 def gaussian_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
     """`KL(q || p)` of diagonal Gaussians in closed form, summed over the last axis; see above for shapes."""
     with full_precision(mean):
+        mean, scale, prior_mean, prior_scale = _at_least_float32(mean, scale, prior_mean, prior_scale)
         ratio = (scale / prior_scale).square()
         shift = ((mean - prior_mean) / prior_scale).square()
         return 0.5 * (ratio + shift - 1.0 - ratio.log()).sum(dim=-1)

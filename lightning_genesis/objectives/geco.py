@@ -99,14 +99,19 @@ class GECO(Objective):
         average = torch.where(
             self.step == 0, error, self.smoothing * self.average + (1.0 - self.smoothing) * error
         )
-        constraint = self.goal * self._num_dimensions - average
-        rate = self.step_size * REFERENCE_DIMENSIONS / self._num_dimensions
-        exponent = rate * torch.where(constraint > 0, self.speedup * constraint, constraint)
-        beta = (self.beta * exponent.exp()).clamp(self.beta_min, self.beta_max)
-        keep = torch.isfinite(error).all() if finite is None else finite & torch.isfinite(error).all()
+        beta = self.next_beta(self.beta, average, self._num_dimensions)
+        keep = torch.isfinite(average + beta).all()  # a checkpoint never holds a state that is not finite
+        keep = keep if finite is None else finite & keep
         self.beta.copy_(torch.where(keep, beta, self.beta))
         self.average.copy_(torch.where(keep, average, self.average))
         self.step.add_(keep.to(self.step))
+
+    def next_beta(self, beta: Tensor, average: Tensor, num_dimensions: int) -> Tensor:
+        """β after its update, by an average of the error that has moved already; one entry per branch."""
+        constraint = self.goal * num_dimensions - average
+        rate = self.step_size * REFERENCE_DIMENSIONS / num_dimensions
+        exponent = rate * torch.where(constraint > 0, self.speedup * constraint, constraint)
+        return (beta * exponent.exp()).clamp(self.beta_min, self.beta_max)
 
     def log_values(self) -> dict[str, Tensor]:
         """β, the error average and the goal of every branch, the latter two per dimension."""

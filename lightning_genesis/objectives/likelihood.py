@@ -13,7 +13,7 @@ def _log_normaliser(std: float, normalized: bool) -> float:
 
 
 def mixture_nll(
-    images: Tensor, components: Tensor, log_masks: Tensor, std: float, normalized: bool = True
+    images: Tensor, components: Tensor, log_masks: Tensor, std: float | Tensor, normalized: bool = True
 ) -> Tensor:
     """Negative log-likelihood of a pixel-wise Gaussian mixture (GENESIS-V2, Equation 1), `[B]`.
 
@@ -25,15 +25,20 @@ def mixture_nll(
         images: `[B, 3, H, W]`.
         components: means of the slots, `[B, K, 3, H, W]`.
         log_masks: mixing log-probabilities, `[B, K, 1, H, W]`.
-        std: standard deviation σ of every component.
+        std: standard deviation σ of every component, or of each slot's `[K]` (MONet).
         normalized: include the `log √2π` of the normal density; goals below `log σ + 0.919` per dimension
             can only be reached without it (SRI, Appendix).
     """
     with full_precision(images):
         error = images.float().unsqueeze(1) - components.float()
-        log_joint = log_masks.float() - error.square() * (0.5 / std**2)
+        log_masks = log_masks.float()
+        constant = _log_normaliser(1.0 if isinstance(std, Tensor) else std, normalized)
+        if isinstance(std, Tensor):
+            std = std[:, None, None, None]
+            log_masks = log_masks - std.log()
+        log_joint = log_masks - error.square() * (0.5 / std**2)
         nll = -log_joint.logsumexp(dim=1).sum(dim=(1, 2, 3))
-        return nll + _log_normaliser(std, normalized) * images[0].numel()
+        return nll + constant * images[0].numel()
 
 
 def gaussian_nll(images: Tensor, reconstruction: Tensor, std: float, normalized: bool = True) -> Tensor:

@@ -1,0 +1,81 @@
+"""Files that are there as a whole or not at all, also after a crash, a kill or a full disk."""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+LEFTOVER_AGE = 3600.0
+"""Seconds after which a temporary file that nobody has written to belongs to a killed process."""
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary name next to `path`; what the block writes there becomes `path`, durably.
+
+    The file is on the disk before it gets its name, and the name is before the block is left. Until then, and
+    if anything fails, `path` is what it was and nothing else remains. What a killed process left behind is
+    removed by a later write of the same file.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path = Path(path)
+    _remove_leftovers(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            to_disk(file)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def link(source: str | Path, path: str | Path) -> None:
+    """Makes `path` another name of the file `source`, in one step and durably; it may exist.
+
+    Raises:
+        OSError: if the file system has no hard links, or it cannot be written.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        # where both are names of one file already, POSIX leaves the temporary name as well
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def to_disk(file: IO[Any]) -> None:
+    """Waits until what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Waits until a folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(OSError):  # another process may be quicker
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
+                leftover.unlink()

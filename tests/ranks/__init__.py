@@ -1,0 +1,1 @@
+"""Several processes against one: what is started, and what it writes down."""
