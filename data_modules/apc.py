@@ -18,7 +18,7 @@ from data_modules.raw.download import RawFile
 from data_modules.raw.pictures import read_picture
 from data_modules.raw_source import RawSceneDataModule, first_of_each
 from data_modules.store import Arrays, DataError
-from data_modules.synthesis.drawing import in_order
+from data_modules.threads import in_order
 
 HEIGHT, WIDTH = 480, 640
 EMPTY = "scene-empty"

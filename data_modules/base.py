@@ -30,7 +30,6 @@ Batch = dict[str, Any]
 _STAGES: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
-    "test": ("test",),
     "predict": (),
     None: SPLITS,
 }
@@ -135,6 +134,10 @@ class SceneDataModule(LightningDataModule):
     """Whether the dataset draws anew in every pass through the training images. It is then asked for image
     `i` of pass `p` by the number `p * length + i`, which makes the draw the same after a resume and on any
     rank."""
+    test_split: Split = "test"
+    """The images that `test` goes through; some published numbers are of the validation set."""
+    shows_towers: bool = False
+    """Whether scenes are towers of blocks, whose structure `test` judges in samples."""
     # a rank may have no image of a small evaluation set
     allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -256,7 +259,7 @@ class SceneDataModule(LightningDataModule):
         Raises:
             DataError: if one is not prepared or damaged.
         """
-        for split in _STAGES[stage]:
+        for split in (self.test_split,) if stage == "test" else _STAGES[stage]:
             self.dataset(split)
         if stage == "predict":
             self.predict_dataset()
@@ -296,8 +299,8 @@ class SceneDataModule(LightningDataModule):
         return self._evaluation_loader(self.dataset("val"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test images in order."""
-        return self._evaluation_loader(self.dataset("test"))
+        """The images of `test_split` in order."""
+        return self._evaluation_loader(self.dataset(self.test_split))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The images of `predict_dataset` in order."""

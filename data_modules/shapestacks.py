@@ -16,7 +16,7 @@ from data_modules.raw.download import RawFile
 from data_modules.raw.pictures import read_picture
 from data_modules.raw_source import RawSceneDataModule, first_of_each
 from data_modules.store import Arrays, DataError
-from data_modules.synthesis.drawing import in_order
+from data_modules.threads import in_order
 
 SplitSet = Literal["default", "blocks_all", "ccs_all"]
 
@@ -104,6 +104,7 @@ class ShapeStacks(RawSceneDataModule):
     """
 
     name = "shapestacks"
+    shows_towers = True
     # 70 / 15 / 15 percent of the scenarios; the lists themselves decide
     published: Mapping[Split, int] = {"train": 217_840, "val": 46_680, "test": 46_680}
     images_per_scene: ClassVar[int] = NUM_VIEWS
@@ -276,22 +277,30 @@ class ShapeStacks(RawSceneDataModule):
         return {"images": images, "segmentations": segmentations, **views}
 
     def _image(self, path: Path) -> NDArray[np.uint8]:
-        picture = read_picture(read_file(path, _MAX_PICTURE_BYTES), str(path), "PNG", SIDE, SIDE).convert(
-            "RGB"
-        )
-        picture = picture.crop((_MARGIN, _MARGIN, _MARGIN + CROP, _MARGIN + CROP))
-        return np.asarray(picture.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR))
+        picture = read_picture(read_file(path, _MAX_PICTURE_BYTES), str(path), "PNG", SIDE, SIDE)
+        return crop_image(picture.convert("RGB"), self.image_size)
 
     def _segmentation(self, path: Path) -> NDArray[np.uint8]:
         """The instance map after crop and resize, `[S, S]`."""
-        nearest = _MARGIN + np.arange(self.image_size) * CROP // self.image_size
-        return read_map(path)[nearest[:, None], nearest]
+        return crop_map(read_map(path), self.image_size)
 
     def synthesise(self, folder: Path, sizes: Mapping[Split, int], seed: int) -> None:
         """Write towers of our own in the published layout."""
         from data_modules.synthesis import shapestacks
 
         shapestacks.write(folder, {str(split): size for split, size in sizes.items()}, seed)
+
+
+def crop_image(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """The middle of a publisher's picture, resized by Pillow's bilinear filter, `[S, S, 3]`."""
+    picture = picture.crop((_MARGIN, _MARGIN, _MARGIN + CROP, _MARGIN + CROP))
+    return np.asarray(picture.resize((image_size, image_size), Image.Resampling.BILINEAR))
+
+
+def crop_map(labels: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """The middle of an instance map `[224, 224]`, resized by PyTorch's rule for nearest, `[S, S]`."""
+    nearest = _MARGIN + np.arange(image_size) * CROP // image_size
+    return labels[nearest[:, None], nearest]
 
 
 def read_map(path: Path) -> NDArray[np.uint8]:

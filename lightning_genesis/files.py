@@ -1,6 +1,7 @@
-"""Files that are there as a whole or not at all, also after a crash, a kill or a full disk."""
+"""Files and folders that are there as a whole or not at all, also after a crash, a kill or a full disk."""
 
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -35,6 +36,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when it is full; an unfinished one is removed.
+
+    Raises:
+        OSError: if there is such a folder already, with something in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _temporary(path)
+    partial.mkdir()
+    try:
+        yield partial
+        os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def link(source: str | Path, path: str | Path) -> None:

@@ -34,17 +34,11 @@ def main(args: Sequence[str]) -> None:
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ConfigurationError(f"prepare: no dataset {name!r}{hint}; known are {', '.join(known)}")
     parser = ArgumentParser(prog=f"lightning-genesis prepare {name}", exit_on_error=False)
-    parser.add_class_arguments(known[name], "data")
+    parser.add_class_arguments(known[name])
     try:
-        config = parser.parse_args(_nested(rest))
+        options = parser.parse_args(rest)
     except Exception as error:
-        reason = " ".join(str(error).replace("data.", "").split())
-        raise ConfigurationError(f"prepare {name}: {reason}") from error
-    data: SceneDataModule = parser.instantiate(config).data
+        raise ConfigurationError(f"prepare {name}: {' '.join(str(error).split())}") from error
+    data = known[name](**options.as_dict())
     data.prepare()
     print(f"{name} is ready in {data.root}")
-
-
-def _nested(args: Sequence[str]) -> list[str]:
-    """Options of the data module as the parser has them, below "data"."""
-    return [f"--data.{arg[2:]}" if arg.startswith("--") and arg != "--help" else arg for arg in args]

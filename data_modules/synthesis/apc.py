@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.synthesis.drawing import hue, in_order, save_png, save_text, whole_folder
+from data_modules.synthesis.drawing import hue, save_png, save_text
 from data_modules.synthesis.scene3d import (
     Camera,
     Light,
@@ -23,6 +23,8 @@ from data_modules.synthesis.scene3d import (
     turn_z,
     vector,
 )
+from data_modules.threads import in_order
+from lightning_genesis.files import whole_folder
 
 HEIGHT, WIDTH = 480, 640
 VIEWS = 4

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.raw.tfrecord import TFRecordWriter
-from data_modules.synthesis.drawing import in_order, place_apart
+from data_modules.synthesis.drawing import place_apart
 from data_modules.synthesis.scene3d import (
     Camera,
     Colour,
@@ -24,6 +24,7 @@ from data_modules.synthesis.scene3d import (
     turn_z,
     vector,
 )
+from data_modules.threads import in_order
 
 FILE = "clevr_with_masks_train.tfrecords"
 HEIGHT, WIDTH = 240, 320

@@ -1,16 +1,11 @@
-"""What the renderers share: the order of the work, colours, places on a floor, files and folders."""
+"""What the renderers share: colours, places on a floor, files."""
 
 import colorsys
 import io
 import os
-import shutil
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +13,7 @@ from PIL import Image
 
 from data_modules.synthesis.scene3d import Colour, Vector
 
-T = TypeVar("T")
-I = TypeVar("I")  # noqa: E741
-
-THREADS = min(8, os.cpu_count() or 1)
 JPEG_QUALITY = 92
-
-
-def in_order(draw: Callable[[I], T], items: Iterable[I], threads: int = THREADS) -> Iterator[T]:
-    """`draw` of every item, in order, some of them at work side by side.
-
-    NumPy, zlib and Pillow let threads run side by side on large pictures; on small ones one thread is faster.
-    """
-    if threads == 1:
-        yield from map(draw, items)
-        return
-    pending: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            pending.append(pool.submit(draw, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def hue(angle: float, saturation: float = 0.75, value: float = 0.85) -> Colour:
@@ -98,23 +71,6 @@ def save_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     partial.write_text(text, encoding="utf-8")
     os.rename(partial, path)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when it is full; an unfinished one is removed.
-
-    Raises:
-        OSError: if there is such a folder already, with something in it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        os.rename(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def ring(angle: float, radius: float, height: float) -> Vector:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.raw.tfrecord import TFRecordWriter
-from data_modules.synthesis.drawing import hue, in_order, jpeg, place_apart, ring, spread_hues
+from data_modules.synthesis.drawing import hue, jpeg, place_apart, ring, spread_hues
 from data_modules.synthesis.scene3d import (
     DEPTH_BELOW,
     Camera,
@@ -23,6 +23,7 @@ from data_modules.synthesis.scene3d import (
     turn_z,
     vector,
 )
+from data_modules.threads import in_order
 
 SIDE = 64
 NUM_VIEWS = 10

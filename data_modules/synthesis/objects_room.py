@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_modules.raw.tfrecord import TFRecordWriter
-from data_modules.synthesis.drawing import hue, in_order, place_apart, spread_hues
+from data_modules.synthesis.drawing import hue, place_apart, spread_hues
 from data_modules.synthesis.scene3d import (
     DEPTH_BELOW,
     Camera,
@@ -24,6 +24,7 @@ from data_modules.synthesis.scene3d import (
     turn_z,
     vector,
 )
+from data_modules.threads import in_order
 
 FILE = "objects_room_train.tfrecords"
 SIDE = 64

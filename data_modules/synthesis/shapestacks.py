@@ -1,7 +1,7 @@
 """Stand-in for ShapeStacks: towers of blocks, stable or not, seen by 16 cameras, in the published layout."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from data_modules.synthesis.drawing import (
     hue,
-    in_order,
     ring,
     save_png,
     save_text,
     spread_hues,
-    whole_folder,
 )
 from data_modules.synthesis.scene3d import (
     Camera,
@@ -31,12 +29,22 @@ from data_modules.synthesis.scene3d import (
     turn_z,
     vector,
 )
+from data_modules.threads import in_order
+from lightning_genesis.files import whole_folder
 
 SIDE = 224
 NUM_CAMERAS = 16
 MIN_HEIGHT, MAX_HEIGHT = 2, 6
 SPLITS = {"train": "train", "val": "eval", "test": "test"}
 Kind = Literal["box", "cylinder", "sphere"]
+Flaw = Literal["lifted", "apart", "overlapping", "tipping"]
+FLAWS: Mapping[Flaw, tuple[float, float]] = {
+    "lifted": (1.2, 2.2),
+    "apart": (0.4, 1.2),
+    "overlapping": (0.7, 1.0),
+    "tipping": (0.1, 0.3),
+}
+"""How much towers are flawed, see `flawed`. A block is 0.64 to 0.94 high."""
 
 _SALT = 0x57AC5
 # how far inside, or outside, of a support the mass above it is, in world units
@@ -76,6 +84,13 @@ class Block:
         """In cubic world units; blocks are of one material."""
         x, y, z = self.half_size
         return {"box": 8.0, "cylinder": 2 * np.pi, "sphere": 4 / 3 * np.pi}[self.kind] * x * y * z
+
+    def extent(self, direction: NDArray[np.float64]) -> float:
+        """How far it reaches from its middle along a level direction of length 1."""
+        x, y, _ = self.half_size
+        if self.kind != "box":
+            return x
+        return float(np.abs(turn_z(self.angle).T[:2] @ direction) @ (x, y))
 
     def inset(self, point: NDArray[np.float64]) -> float:
         """How far inside the block's outline, seen from above, a point `[2]` is; negative outside."""
@@ -153,7 +168,51 @@ def camera_number(number: int) -> Camera:
 
 def draw(seed: int, index: int, camera: int) -> Rendering:
     """What camera 1..16 sees of a scenario: 224 x 224, `entities` 1.. for the blocks from the lowest up."""
-    return render(_world(tower(seed, index)), camera_number(camera))
+    return look(tower(seed, index), camera)
+
+
+def look(drawn: Tower, camera: int) -> Rendering:
+    """What camera 1..16 sees of a tower, as in `draw`."""
+    return render(_world(drawn), camera_number(camera))
+
+
+def flawed(
+    drawn: Tower, flaw: Flaw, camera: int, rng: np.random.Generator, amount: float | None = None
+) -> Tower:
+    """A tower of which a block and all above it are moved.
+
+    - `lifted`: upwards by `amount`.
+    - `apart`: sideways, as camera 1..16 sees it, until `amount` is free between it and the one below.
+    - `overlapping`: into the one below, by the share `amount` of the way to the same height, and sideways, so
+      that neither hides the other.
+    - `tipping`: sideways, until the centre of mass is `amount` beside the block below.
+
+    Args:
+        drawn: with two blocks or more.
+        flaw: what is wrong.
+        camera: whose left and right count.
+        rng: draws the block, the side, and `amount` from `FLAWS` if that is None.
+        amount: how much, in world units or as a share.
+    """
+    number = int(rng.integers(1, len(drawn.blocks)))
+    below, above = drawn.blocks[number - 1 : number + 1]
+    amount = float(rng.uniform(*FLAWS[flaw])) if amount is None else amount
+    side = camera_number(camera).axes[0] * rng.choice([-1, 1])
+    # to where its middle is over that of the one below
+    start = float(side @ np.subtract(below.centre, above.centre))
+    if flaw == "lifted":
+        shift = np.array([0.0, 0.0, amount])
+    elif flaw == "apart":
+        shift = (start + below.extent(side) + amount + above.extent(side)) * side
+    elif flaw == "overlapping":
+        across = rng.uniform(0.5, 0.9) * (below.extent(side) + above.extent(side))
+        shift = (start + across) * side
+        shift[2] = -amount * (below.half_size[2] + above.half_size[2])
+    else:
+        mass = _centre_of_mass(drawn.blocks[number:]) - below.centre[:2]
+        shift = (below.extent(side) + amount - float(side[:2] @ mass)) * side
+    moved = (replace(block, centre=vector(block.centre + shift)) for block in drawn.blocks[number:])
+    return replace(drawn, blocks=(*drawn.blocks[:number], *moved))
 
 
 def write(

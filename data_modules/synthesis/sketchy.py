@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data_modules.raw.tfrecord import TFRecordWriter, Value
-from data_modules.synthesis.drawing import in_order, jpeg, place_apart, ring
+from data_modules.synthesis.drawing import jpeg, place_apart, ring
 from data_modules.synthesis.scene3d import (
     Camera,
     Colour,
@@ -26,6 +26,7 @@ from data_modules.synthesis.scene3d import (
     unit,
     vector,
 )
+from data_modules.threads import in_order
 
 HEIGHT, WIDTH = 600, 960
 TIMESTEPS = 8

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_modules.synthesis.drawing import in_order, place_apart
+from data_modules.synthesis.drawing import place_apart
 from data_modules.synthesis.scene3d import (
     _GOLDEN,
     DEPTH_BELOW,
@@ -22,6 +22,7 @@ from data_modules.synthesis.scene3d import (
     turn_x,
     turn_z,
 )
+from data_modules.threads import in_order
 
 SHAPES: tuple[Shape, ...] = (
     "box",

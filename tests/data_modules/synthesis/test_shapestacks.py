@@ -184,3 +184,60 @@ def test_scenes_depend_on_seed_and_index_alone() -> None:
     assert shapestacks.tower(0, 3) == shapestacks.tower(0, 3)
     assert shapestacks.tower(0, 3) != shapestacks.tower(1, 3)
     assert shapestacks.draw(0, 3, 2).image.tobytes() == shapestacks.draw(0, 3, 2).image.tobytes()
+
+
+def moved_part(tower: Tower, other: Tower) -> tuple[int, np.ndarray]:
+    """Number of the first block that moved, and by how much it and all above it did."""
+    shifts = np.array([b.centre for b in other.blocks]) - [a.centre for a in tower.blocks]
+    first = int((np.abs(shifts).max(axis=1) > 1e-12).argmax())
+    assert first > 0
+    assert np.abs(shifts[:first]).max() == 0
+    assert np.allclose(shifts[first:], shifts[first], atol=1e-12)
+    return first, shifts[first]
+
+
+@pytest.mark.parametrize("flaw", shapestacks.FLAWS)
+def test_flawed_towers(flaw: shapestacks.Flaw) -> None:
+    """Corners and points of the blocks, not the formulas that moved them."""
+    for index in range(12):
+        rng = np.random.default_rng(index)
+        tower, camera = shapestacks.tower(0, index), 1 + index
+        amount = shapestacks.FLAWS[flaw][index % 2]
+        other = shapestacks.flawed(tower, flaw, camera, rng, amount)
+        number, shift = moved_part(tower, other)
+        below, above = (cloud(block, rng) for block in other.blocks[number - 1 : number + 1])
+        right = shapestacks.camera_number(camera).axes[0]
+        left_to_right = [points @ right for points in (below, above)]
+        if flaw == "lifted":
+            assert shift == pytest.approx([0, 0, amount])
+        elif flaw == "apart":
+            gaps = [left_to_right[i].min() - left_to_right[1 - i].max() for i in (0, 1)]
+            assert max(gaps) == pytest.approx(amount, abs=0.12)  # points do not reach the corners
+            assert shift[2] == 0
+        elif flaw == "overlapping":
+            heights = [other.blocks[i].half_size[2] for i in (number - 1, number)]
+            rise = other.blocks[number].centre[2] - other.blocks[number - 1].centre[2]
+            assert rise == pytest.approx((1 - amount) * sum(heights), abs=1e-9)
+            assert left_to_right[0].min() < left_to_right[1].max()
+            assert left_to_right[1].min() < left_to_right[0].max()
+        else:
+            moved = [cloud(block, rng) for block in other.blocks[number:]]
+            volumes = [
+                block.volume / len(points) for block, points in zip(other.blocks[number:], moved, strict=True)
+            ]
+            sides = [(points @ right).sum() * volume for points, volume in zip(moved, volumes, strict=True)]
+            mass = sum(sides) / sum(len(p) * v for p, v in zip(moved, volumes, strict=True))
+            beside = max(left_to_right[0].min() - mass, mass - left_to_right[0].max())
+            assert beside == pytest.approx(amount, abs=0.12)
+            assert shift[2] == 0
+
+
+def test_a_flaw_is_drawn_from_the_generator() -> None:
+    tower = shapestacks.tower(0, 3)
+    one, same, other = (
+        shapestacks.flawed(tower, "lifted", 1, np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    assert one == same != other
+    low, high = shapestacks.FLAWS["lifted"]
+    assert low <= moved_part(tower, one)[1][2] <= high
+    assert np.array_equal(shapestacks.look(tower, 4).image, shapestacks.draw(0, 3, 4).image)
