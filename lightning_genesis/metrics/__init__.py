@@ -4,6 +4,7 @@ from lightning_genesis.metrics.adjusted_rand_index import AdjustedRandIndex, adj
 from lightning_genesis.metrics.contingency import Contingency, count_pixels, resize_prediction
 from lightning_genesis.metrics.conventions import CONVENTIONS, Convention, EdgeCases
 from lightning_genesis.metrics.mean_squared_error import MeanSquaredError, mean_squared_error
+from lightning_genesis.metrics.order_consistency import OrderConsistency, order_consistency
 from lightning_genesis.metrics.per_image import PerImageMean, bits_per_dimension
 from lightning_genesis.metrics.segmentation_covering import SegmentationCovering, segmentation_covering
 from lightning_genesis.metrics.segmentation_metrics import SegmentationMetrics, segmentation_metrics
@@ -15,6 +16,7 @@ __all__ = [
     "Convention",
     "EdgeCases",
     "MeanSquaredError",
+    "OrderConsistency",
     "PerImageMean",
     "SegmentationCovering",
     "SegmentationMetrics",
@@ -22,6 +24,7 @@ __all__ = [
     "bits_per_dimension",
     "count_pixels",
     "mean_squared_error",
+    "order_consistency",
     "resize_prediction",
     "segmentation_covering",
     "segmentation_metrics",

@@ -1,0 +1,287 @@
+"""`test --protocol`: the right images under the right rules, and what is written about them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import adjusted_rand_score
+
+from data_modules.base import StoreDataset
+from lightning_genesis import inception
+from lightning_genesis.checkpoint import read_checkpoint
+from lightning_genesis.cli import main
+from lightning_genesis.metrics import CONVENTIONS
+from lightning_genesis.models.base import EVALUATION_SEED
+from lightning_genesis.protocols import PROTOCOLS
+from lightning_genesis.results import Result, read_results
+from lightning_genesis.run import load
+from lightning_genesis.scene import IndexedNoise
+from lightning_genesis.split import EvaluatedSplit, choose_images
+
+NUM_TEST, NUM_VAL = 11, 7
+CONFIG: dict[str, Any] = {
+    "model": {
+        "class_path": "lightning_genesis.models.GenesisV2",
+        "init_args": {"feature_dim": 8, "latent_dim": 8, "flexible_slots": True, "min_pixels": 150.0},
+    },
+    "data": {
+        "class_path": "data_modules.MultiDSprites",
+        "init_args": {
+            "image_size": 32,
+            "train_size": 8,
+            "val_size": NUM_VAL,
+            "test_size": NUM_TEST,
+            "batch_size": 4,
+        },
+    },
+    "trainer": {"max_steps": 3, "val_check_interval": 3, "accelerator": "cpu", "callbacks": None},
+    "pictures": {"num_images": 0},
+    "fid": {"num_images": 0},
+    "run": {"wandb": False},
+}
+Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("protocols")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar", "false"]) == 0
+    return folder / "runs" / "tiny-seed0"
+
+
+@pytest.fixture
+def evaluate(run: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.chdir(run.parents[1])
+
+    def command(*args: str) -> int:
+        for path in (run / "metrics").glob("*"):
+            path.unlink()
+        shared = ("--ckpt_path", "last", "--trainer.enable_progress_bar", "false")
+        return main(["test", "--config", str(run / "config.yaml"), *shared, *args])
+
+    return command
+
+
+def results(run: Path) -> dict[str | None, Result]:
+    found = read_results(run)
+    assert len({result.protocol for result in found}) == len(found)
+    return {result.protocol: result for result in found}
+
+
+def fewer(monkeypatch: pytest.MonkeyPatch, name: Any, num_images: int) -> None:
+    monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], num_images=num_images))
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_papers_numbers() -> None:
+    """specs: GENESIS 300 images, GENESIS-V2, SRI and EMORL 320, SRI's ablations 5 000 for validation."""
+    assert {name: (p.split, p.num_images, p.num_seeds) for name, p in PROTOCOLS.items()} == {
+        "genesis": ("test", 300, 5),
+        "genesisv2": ("test", 320, 3),
+        "sri": ("test", 320, 3),
+        "sri-ablations": ("val", 5000, 3),
+        "emorl": ("test", 320, None),
+    }
+    assert all(protocol.convention in CONVENTIONS for protocol in PROTOCOLS.values())
+    assert PROTOCOLS["emorl"].target_sizes == {"clevr6": 192}
+    assert PROTOCOLS["genesisv2"].headline_of("apc")[:2] == ("ari", "msc")
+    assert PROTOCOLS["genesisv2"].headline_of("shapestacks")[:2] == ("ari_fg", "msc_fg")
+
+
+@pytest.mark.parametrize(("length", "count"), [(1000, 320), (5, 320), (0, 3), (10_000, 1)])
+def test_choice_of_images(length: int, count: int) -> None:
+    chosen = choose_images(length, count)
+    assert len(chosen) == min(length, count)
+    assert chosen == sorted(set(chosen)) == choose_images(length, count)
+    assert set(choose_images(length, count // 2)) <= set(chosen)
+    if length == 1000:
+        assert chosen != choose_images(length, count, seed=1)
+        assert abs(np.mean(chosen) - 500) < 50
+
+
+def split(name: str, **settings: Any) -> EvaluatedSplit:
+    return EvaluatedSplit([], name, "test", {"settings": settings}, None)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "arguments", "expected"),
+    [
+        ("genesisv2", (split("shapestacks"), 320, 64, 64), []),
+        ("genesisv2", (split("sketchy"), 320, 128, None), []),
+        ("emorl", (split("clevr6"), 320, 96, 192), []),
+        ("emorl", (split("emorl_hdf5", variant="clevr6"), 320, 96, 192), []),
+        ("emorl", (split("clevr6"), 320, 96, 96), ["masks scored at 96x96, 192x192 in the protocol"]),
+        ("genesis", (split("gqn"), 299, 64, None), ["scores over 299 images, 300 in the protocol"]),
+        (
+            "sri",
+            (split("clevr6"), 320, 64, 64),
+            ["images of 64x64, 96x96 in the protocol"],
+        ),
+        ("sri-ablations", (split("gqn"), 5000, 64, None), ["the paper does not evaluate gqn"]),
+    ],
+)
+def test_deviations(protocol: Any, arguments: Any, expected: list[str]) -> None:
+    assert PROTOCOLS[protocol].deviations(*arguments) == expected
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_scores_the_chosen_images(evaluate: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image by image, in another order, with scikit-learn."""
+    fewer(monkeypatch, "genesisv2", 6)
+    assert evaluate("--protocol", "genesisv2") == 0
+    model, data = load(run, "last")
+    data.prepare()
+    scores: dict[str, list[float]] = {"ari": [], "ari_attention": [], "num_active": [], "num_active_mae": []}
+    scores |= {"elbo": [], "mse": []}
+    for index in reversed(range(NUM_TEST)):
+        batch = data.dataset("test").__getitems__([index])  # type: ignore[attr-defined]
+        image, target = batch["image"] / 255, batch["segmentation"][0].flatten()
+        with torch.no_grad():
+            scene = model(image, IndexedNoise(EVALUATION_SEED, [index]))
+            elbo = model.elbo(scene, image)
+        assert elbo is not None
+        for kind, suffix in (("decoded", ""), ("attention", "_attention")):
+            labels = scene.segmentation(kind).flatten()  # type: ignore[arg-type]
+            scores[f"ari{suffix}"].append(adjusted_rand_score(target, labels))
+        assert scene.num_active is not None
+        active = int(scene.num_active)
+        scores["num_active"].append(active)
+        scores["num_active_mae"].append(abs(active - 1 - len(set(target.tolist()) - {0})))
+        scores["elbo"].append(float(elbo))
+        scores["mse"].append(float((scene.reconstruction - image).square().mean()))
+    assert len(set(scores["num_active"])) > 1
+    found = results(run)
+    chosen = choose_images(NUM_TEST, 6)
+    for name, values in scores.items():
+        by_image = values[::-1]
+        assert found[None].metrics[name] == pytest.approx(np.mean(by_image), rel=1e-5, abs=1e-6)
+        part = np.mean([by_image[index] for index in chosen])
+        assert found["genesisv2"].metrics[name] == pytest.approx(part, rel=1e-5, abs=1e-6)
+    assert (found[None].num_images, found["genesisv2"].num_images) == (NUM_TEST, 6)
+
+
+def test_what_is_written(evaluate: Command, run: Path) -> None:
+    assert evaluate("--protocol", "genesisv2", "--importance_samples", "2") == 0
+    found = results(run)
+    assert set(found) == {None, "genesisv2"}
+    part = found["genesisv2"]
+    checkpoint = run / "checkpoints/last.ckpt"
+    assert part.checkpoint is not None
+    assert part.checkpoint.path == "checkpoints/last.ckpt"
+    assert part.checkpoint.step == read_checkpoint(checkpoint)["global_step"] == 3
+    assert (part.model, part.run, part.experiment) == ("GenesisV2", "tiny-seed0", "tiny")
+    assert (part.dataset, part.synthetic, part.split, part.seed) == ("multi_dsprites", False, "test", 0)
+    assert f"scores over {NUM_TEST} images, 320 in the protocol" in part.deviations
+    assert "data: 32px" in part.deviations
+    assert part.options["importance_samples"] == 2
+    bound, elbo = part.metrics["importance_bound"], part.metrics["elbo"]
+    assert bound is not None
+    assert elbo is not None
+    assert bound > elbo
+    assert part.metrics["importance_bits_per_dim"] == pytest.approx(-bound / (3 * 32**2 * np.log(2)))
+    assert part.metrics["bits_per_dim"] == pytest.approx(-elbo / (3 * 32**2 * np.log(2)))
+    text = "".join(path.read_text() for path in (run / "metrics").iterdir())
+    assert str(run.parents[1]) not in text
+
+
+def test_twice_the_same_bytes_and_any_batch_size(evaluate: Command, run: Path) -> None:
+    def contents(*args: str) -> list[bytes]:
+        assert evaluate("--protocol", "sri", "--importance_samples", "3", *args) == 0
+        return [path.read_bytes() for path in sorted((run / "metrics").iterdir())]
+
+    first = contents()
+    assert first == contents()
+    for one, other in zip(first, contents("--data.batch_size", "3"), strict=True):
+        numbers, others = json.loads(one), json.loads(other)
+        assert numbers.pop("metrics") == pytest.approx(others.pop("metrics"), rel=1e-5, abs=1e-6)
+        assert numbers == others
+
+
+@pytest.mark.slow
+def test_fid_with_the_whole_network(
+    evaluate: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights in the place of the published ones, which a machine without a connection has not."""
+    torch.save(inception.InceptionFeatures().network.state_dict(), tmp_path / "weights.pth")
+    digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    monkeypatch.setattr(inception, "WEIGHTS", replace(inception.WEIGHTS, sha256=digest))
+    options = ("--fid.num_images", "4", "--fid.weights", str(tmp_path / "weights.pth"))
+    assert evaluate(*options, "--fid.cache", str(tmp_path)) == 0
+    (result,) = read_results(run)
+    assert {"fid", "fid_round", "kid", "kid_round"} <= result.metrics.keys()
+    assert result.options["fid"]["num_images"] == 4
+    assert "FID and KID over 4 images, 10000 in the papers" in result.deviations
+
+
+def test_the_validation_split(evaluate: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer(monkeypatch, "sri-ablations", 3)
+    assert evaluate("--protocol", "sri-ablations") == 0
+    found = results(run)
+    assert {result.split for result in found.values()} == {"val"}
+    assert (found[None].num_images, found["sri-ablations"].num_images) == (NUM_VAL, 3)
+    assert sorted(path.name[:-14] for path in (run / "metrics").iterdir()) == ["val", "val-sri-ablations"]
+    assert main(["validate", "--config", str(run / "config.yaml"), "--ckpt_path", "last"]) == 0
+    log = (run / "validate.csv").read_text().splitlines()
+    validated = dict(zip(log[0].split(","), log[-1].split(","), strict=True))
+    assert float(validated["val/elbo"]) == pytest.approx(found[None].metrics["elbo"], rel=1e-6)
+
+
+def test_edge_cases_are_the_protocols(evaluate: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chosen scenes without their objects: GENESIS counts 1 for these, EMORL 0."""
+    chosen, read = choose_images(NUM_TEST, 4), StoreDataset.__getitems__
+
+    def without_objects(dataset: StoreDataset, indices: list[int]) -> Any:
+        batch = read(dataset, indices)
+        batch["segmentation"][torch.isin(batch["index"], torch.tensor(chosen))] = 0
+        return batch
+
+    monkeypatch.setattr(StoreDataset, "__getitems__", without_objects)
+    scores = {}
+    for name in ("genesisv2", "sri"):
+        fewer(monkeypatch, name, 4)
+        assert evaluate("--protocol", name) == 0
+        scores[name] = results(run)[name].metrics["ari_fg"]
+    assert scores == {"genesisv2": 1.0, "sri": 0.0}
+
+
+# ---------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("--protocol", "genesis3"), "protocol"),
+        (("--importance_samples", "-1"), "importance_samples: -1, expected 0 or more"),
+        (("--fid.num_images", "1"), "fid.num_images: 1, expected 2 or more"),
+        (("--fid.weights", "absent.pth", "--fid.num_images", "5"), "absent.pth: no such file"),
+    ],
+)
+def test_one_line(
+    evaluate: Command, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], expected: str
+) -> None:
+    assert evaluate(*args) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-genesis")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_no_likelihood_no_bound(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.chdir(run.parents[1])
+    config = {**CONFIG, "model": {"class_path": "lightning_genesis.models.SlotAttention"}}
+    Path("slots.yaml").write_text(yaml.safe_dump(config))
+    assert main(["test", "--config", "slots.yaml", "--importance_samples", "4"]) == 2
+    assert "SlotAttention has no likelihood; leave it out" in capsys.readouterr().err
