@@ -1,5 +1,7 @@
 """Pictures of what a model sees and dreams, the same in every logger and as PNG files."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
-from torchvision.utils import save_image
 
-from lightning_genesis.callbacks.drawing import mask_grid, reconstruction_grid, sample_grid
+from lightning_genesis.callbacks.drawing import mask_grid, reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.scene import IndexedNoise
+from lightning_genesis.figures import imagination_pairs, random_walk, walk_frames, write_gif
+from lightning_genesis.scene import IndexedNoise, Scene
 
 SAMPLE_SEED = 1
 """Samples of different steps come from the same noise, so that they can be compared."""
@@ -21,18 +23,24 @@ class Pictures(pl.Callback):
     """Draws the first images of the evaluation split and samples from the prior.
 
     `reconstructions` has one row per image: input, reconstruction, segmentation by decoded and by attention
-    masks, then every slot's masked component. `samples` likewise. `initial_masks` shows the attention masks
-    before the first step: blobs of similar size that tile the image (GENESIS-V2, Figure 9) say that an
-    installation works. All go to `pictures/` in the run's folder, to W&B and to TensorBoard.
+    masks, then every slot's masked component. `samples` likewise. `imagination`, for SRI, has the imagined
+    scene beside the reconstruction. `initial_masks` shows the attention masks before the first step: blobs of
+    similar size that tile the image (GENESIS-V2, Figure 9) say that an installation works. `random_walk`, at
+    the end of training and in tests, is an animation: a walk through the prior. All go to `pictures/` in the
+    run's folder, to W&B and, but for the animation, to TensorBoard.
 
     Args:
         num_images: rows of each picture; 0 draws none.
         every: steps between pictures; besides, the first batch of every validation that falls due is used.
         temperature: of the samples.
+        walk_frames: frames of the random walk; 0 for no walk.
     """
 
-    def __init__(self, num_images: int = 8, every: int = 25_000, temperature: float = 1.0) -> None:
+    def __init__(
+        self, num_images: int = 8, every: int = 25_000, temperature: float = 1.0, walk_frames: int = 60
+    ) -> None:
         self.num_images, self.every, self.temperature = num_images, every, temperature
+        self.walk_frames = walk_frames
         self._drawn = -1
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,13 +84,23 @@ class Pictures(pl.Callback):
         """Draws the first batch of the test split."""
         if batch_idx == 0:
             self._draw(trainer, pl_module, batch, None)
+            self._walk(trainer, pl_module, "test_random_walk")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the random walk of the trained model."""
+        self._walk(trainer, pl_module, "random_walk")
+
+    def _draws(self, trainer: pl.Trainer) -> bool:
+        return bool(not trainer.fast_dev_run and trainer.is_global_zero and self.num_images)
 
     def _draw(self, trainer: pl.Trainer, pl_module: Any, batch: Any, step: int | None) -> None:
-        if trainer.fast_dev_run or not (trainer.is_global_zero and self.num_images):
+        if not self._draws(trainer):
             return
         images, scene = self._scene(pl_module, batch)
         stage = "" if step is not None else "test_"
         self._write(trainer, f"{stage}reconstructions", reconstruction_grid(images, scene), step)
+        if "imagination" in scene.auxiliary:
+            self._write(trainer, f"{stage}imagination", imagination_pairs(images, scene), step)
         rows = range(self.num_images)
         try:
             noise = IndexedNoise(SAMPLE_SEED, rows)
@@ -91,22 +109,44 @@ class Pictures(pl.Callback):
             return
         self._write(trainer, f"{stage}samples", sample_grid(samples), step)
 
-    @torch.no_grad()
-    def _scene(self, pl_module: Any, batch: Any) -> tuple[Tensor, Any]:
+    def _scene(self, pl_module: Any, batch: Any) -> tuple[Tensor, Scene]:
         few = {name: batch[name][: self.num_images] for name in ("image", "index")}
-        was_training = pl_module.training
-        pl_module.eval()
-        scene = pl_module.predict_step(few, 0)
-        pl_module.train(was_training)
-        return few["image"], scene
+        with _evaluating(pl_module):
+            return few["image"], pl_module.predict_step(few, 0)
+
+    def _walk(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
+        if not (self._draws(trainer) and self.walk_frames):
+            return
+        options: dict[str, Any] = {"seed": SAMPLE_SEED, "temperature": self.temperature}
+        try:
+            with _evaluating(pl_module):
+                frames = walk_frames(random_walk(pl_module, self.walk_frames, **options))
+        except ConfigurationError:  # a model without a prior over scenes
+            return
+        path = Path(trainer.default_root_dir) / "pictures" / f"{name}.gif"
+        write_gif(path, frames)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_video(f"pictures/{name}", [path], step=trainer.global_step)
 
     def _write(self, trainer: pl.Trainer, name: str, picture: Tensor, step: int | None) -> None:
         folder = Path(trainer.default_root_dir) / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
         file_name = f"{name}.png" if step is None or name == "initial_masks" else f"{name}-{step:06d}.png"
-        save_image(picture, folder / file_name)
+        write_picture(folder / file_name, picture)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image(f"pictures/{name}", [picture.cpu()], step=step)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"pictures/{name}", picture, step or 0)
+
+
+@contextmanager
+def _evaluating(pl_module: pl.LightningModule) -> Iterator[None]:
+    """Evaluation mode, without gradients; then the mode it was."""
+    was_training = pl_module.training
+    pl_module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        pl_module.train(was_training)
