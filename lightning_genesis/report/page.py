@@ -1,0 +1,157 @@
+"""The report as one page that needs nothing else: pictures and curves are inside, and nothing is fetched."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from PIL import Image, ImageSequence
+
+from lightning_genesis.report.curves import draw_charts
+from lightning_genesis.report.runs import Run
+from lightning_genesis.report.tables import Section, Table, cell_lines, metric_of, row_label
+from lightning_genesis.report.writers import LEGEND
+
+TEMPLATE = Path(__file__).with_name("page.html")
+QUALITY = 85
+"""Of the pictures, which become WebP: a tenth of a PNG's size."""
+SELECTED_BY = ("ari_fg", "elbo")
+"""Pictures are of the seed that is best by the first of these that was evaluated."""
+CAPTIONS = {
+    "decomposition": "Step-by-step decomposition",
+    "failures": "Failure cases: the worst by ELBO",
+    "generation": "Step-by-step generation",
+    "generation_order": "Order of generation, by the colours of the slots",
+    "imagination": "Imagined scenes beside reconstructions",
+    "inference_seeds": "The same images with several seeds of inference",
+    "latent_traversal": "Latent traversal, slot by slot",
+    "random_walk": "Random walk in the latent space",
+    "reconstructions": "Reconstructions and segmentations, validation images",
+    "samples": "Samples from the prior",
+    "slots": "Samples with fewer and more slots",
+    "structure_failures": "Failure cases: the worst by structure",
+    "temperatures": "Samples at several temperatures",
+    "test_reconstructions": "Reconstructions and segmentations, test images",
+    "test_samples": "Samples from the prior",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page."""
+
+    caption: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that differ in their seed."""
+
+    name: str
+    title: str
+    runs: list[Run]
+    charts: list[tuple[str, str]]
+    pictures: list[Picture]
+    pictured: str
+    """Name of the run that the pictures are of."""
+    selected: str
+    """How that was chosen."""
+
+
+def render_page(runs: Sequence[Run], sections: Sequence[Section], problems: list[str]) -> str:
+    """The page. A picture that cannot be read is left out, and added to `problems`."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.experiment, []).append(run)
+    experiments = [_experiment(name, members, problems) for name, members in grouped.items()]
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        sections=sections,
+        experiments=experiments,
+        runs=runs,
+        problems=problems,
+        legend=LEGEND,
+        cells=_cells,
+        metric_of=metric_of,
+    )
+
+
+def _cells(table: Table) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Rows: label, and for each column its name and lines."""
+    return [
+        (
+            row.label,
+            [
+                (
+                    f"{column.group} {metric_of(column.metric).label}",
+                    [_bound(line) for line in cell_lines(row.cells.get(column), metric_of(column.metric))],
+                )
+                for column in table.columns
+            ],
+        )
+        for row in table.rows
+    ]
+
+
+def _bound(line: str) -> str:
+    """Keeps together on one line what is read together."""
+    for mark in (" ± ", " σ", " %", " to ", "Table "):
+        line = line.replace(mark, mark.replace(" ", "\u00a0"))
+    return line
+
+
+def _experiment(name: str, runs: list[Run], problems: list[str]) -> Experiment:
+    datasets = dict.fromkeys(result.dataset for run in runs for result in run.results)
+    title = next((label for dataset in datasets if (label := row_label(name, dataset)) != name), name)
+    best, selected = _best(runs)
+    return Experiment(
+        name,
+        title,
+        runs,
+        charts=draw_charts([run.history for run in runs]),
+        pictures=[picture for path in best.pictures if (picture := _embed(path, problems))],
+        pictured=best.name,
+        selected=selected,
+    )
+
+
+def _best(runs: Sequence[Run]) -> tuple[Run, str]:
+    """The run whose pictures are shown, as in GENESIS-V2: the best seed."""
+    pictured = [run for run in runs if run.pictures] or list(runs)
+    for name in SELECTED_BY:
+        scores = {
+            run.folder: max(values)
+            for run in pictured
+            if (values := [value for each in run.results if (value := each.metrics.get(name)) is not None])
+        }
+        if len(scores) == len(pictured) > 1:
+            label = metric_of(name).label
+            return max(pictured, key=lambda run: scores[run.folder]), f"the best of {len(runs)} by {label}"
+    return pictured[0], "the only one with pictures" if len(pictured) < len(runs) else "the first one"
+
+
+def _embed(path: Path, problems: list[str]) -> Picture | None:
+    """A picture as WebP inside an address; an animation stays one."""
+    content = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+            size = frames[0].size
+            duration = image.info.get("duration", 100)
+            animation = {"save_all": True, "append_images": frames[1:], "duration": duration, "loop": 0}
+            frames[0].save(content, "WEBP", quality=QUALITY, **(animation if len(frames) > 1 else {}))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        problems.append(f"{path}: not readable as a picture ({' '.join(str(error).split())[:120]}): left out")
+        return None
+    name = path.stem.rpartition("-")[0] if path.stem.rpartition("-")[2].isdigit() else path.stem
+    caption = CAPTIONS.get(name, name.replace("_", " "))
+    data = base64.b64encode(content.getvalue()).decode()
+    return Picture(caption, f"data:image/webp;base64,{data}", *size)

@@ -1,0 +1,523 @@
+"""From the results of runs to tables: models by datasets and metrics, a section for every protocol."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.report.published import Published, find_published
+from lightning_genesis.report.runs import Run
+from lightning_genesis.results import Result
+
+CONFIDENCE = 0.95
+NO_PROTOCOL = "none"
+"""`--protocol` for numbers of the whole split."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown."""
+
+    label: str
+    decimals: int | None
+    """None: four significant digits."""
+    factor: float = 1.0
+    """From the unit of results to the one that is shown."""
+
+
+_SCORES = {"ari": "ARI", "msc": "mSC", "sc": "SC"}
+METRICS: dict[str, Metric] = {
+    **{f"{name}_fg": Metric(f"{label}-FG", 3) for name, label in _SCORES.items()},
+    **{name: Metric(label, 3) for name, label in _SCORES.items()},
+    "elbo": Metric("ELBO (nats)", 1),
+    "bits_per_dim": Metric("−ELBO (bits/dim)", 3),
+    "importance_bound": Metric("IW bound (nats)", 1),
+    "importance_bits_per_dim": Metric("−IW bound (bits/dim)", 3),
+    "elbo_sri": Metric("−L_SRI (nats)", 1),
+    "bits_per_dim_sri": Metric("L_SRI (bits/dim)", 3),
+    "fid": Metric("FID", 1),
+    "kid": Metric("KID", 4),
+    "s_acc": Metric("S-Acc (%)", 1, 100.0),
+    "s_acc_low": Metric("S-Acc (%), from", 1, 100.0),
+    "s_acc_high": Metric("S-Acc (%), to", 1, 100.0),
+    "s_acc_stable": Metric("S-Acc (%), stable", 1, 100.0),
+    "num_blocks": Metric("blocks", 2),
+    "num_active": Metric("average K", 2),
+    "num_active_mae": Metric("MAE of K", 2),
+    "mse": Metric("MSE", 5),
+    "nll": Metric("NLL (nats)", 1),
+    "kl": Metric("KL (nats)", 1),
+    "probe_stability": Metric("stability (%)", 1, 100.0),
+    "probe_height": Metric("height (%)", 1, 100.0),
+    "probe_view": Metric("view (%)", 1, 100.0),
+}
+"""Metrics by name, in their order; others are shown after them under their names."""
+SUFFIXES = {"_attention": ", attention", "_round": ", rounded", "_chance": ", chance"}
+"""Of names of metrics, and what they add to the label."""
+_SAMPLES = ("fid", "kid")
+_STRUCTURE = ("s_acc", "s_acc_low", "s_acc_high", "s_acc_stable", "num_blocks")
+_IMPORTANCE = ("importance_bound", "importance_bits_per_dim")
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "Segmentation, foreground": ("ari_fg", "msc_fg", "sc_fg"),
+    "Segmentation, all pixels": ("ari", "msc", "sc"),
+    "Density": ("elbo", "bits_per_dim", *_IMPORTANCE, "elbo_sri", "bits_per_dim_sri"),
+    "Samples": _SAMPLES,
+    "Structure of samples": _STRUCTURE,
+    "Number of slots": ("num_active", "num_active_mae"),
+    "Reconstruction": ("mse", "nll", "kl"),
+    "Representation": ("probe_stability", "probe_height", "probe_view"),
+}
+"""Tables of a section by their titles; `OTHERS` takes what is in none."""
+OTHERS = "Other"
+
+MODELS = {
+    "bdvae": "BD-VAE",
+    "dcvae": "DC-VAE",
+    "emorl": "EfficientMORL",
+    "genesis": "GENESIS",
+    "genesiss": "GENESIS-S",
+    "genesisv2": "GENESIS-V2",
+    "genesisv2g": "GENESIS-V2-G",
+    "monet": "MONet",
+    "monetg": "MONet-G",
+    "scenegenesis": "GENESIS + scene",
+    "scenegenesisv2": "GENESIS-V2 + scene",
+    "slotattention": "Slot Attention",
+    "sriemorl": "SRI-EMORL",
+    "srig": "SRI-G",
+    "srimog": "SRI-MoG",
+    "srisa": "SRI-SA*",
+}
+"""The papers' names of models, by the first part of an experiment's name."""
+DATASETS = {
+    "apc": "APC",
+    "clevr6": "CLEVR6",
+    "gqn": "GQN",
+    "multi_dsprites": "Multi-dSprites",
+    "objects_room": "ObjectsRoom",
+    "shapestacks": "ShapeStacks",
+    "sketchy": "Sketchy",
+    "tetrominoes": "Tetrominoes",
+}
+"""The papers' names of datasets."""
+SYNTHETIC = "†"
+"""Marks images that this project rendered in place of a publisher's."""
+OF_THE_RUN = ("seed_everything",)
+"""Options of an evaluation that tell the run, not how it was evaluated."""
+ONLY_FOR = {"fid": _SAMPLES, "structure": _STRUCTURE, "importance_samples": _IMPORTANCE}
+"""Options that only these metrics depend on."""
+OWN_IMAGES = (*_SAMPLES, *_STRUCTURE)
+"""Metrics over images of their own: how many the scores are of does not matter to them."""
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Numbers of several seeds."""
+
+    count: int
+    mean: float
+    std: float | None
+    """Of the sample, with n - 1; None for one seed."""
+    interval: tuple[float, float] | None
+    """Of the mean, by Student's t at `CONFIDENCE`; None for one seed."""
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation and confidence interval of one value per seed."""
+    count, mean = len(values), float(np.mean(values))
+    if count < 2:
+        return Summary(count, mean, None, None)
+    std = float(np.std(values, ddof=1))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * std / math.sqrt(count)
+    return Summary(count, mean, std, (mean - reach, mean + reach))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A mean beside a published one."""
+
+    published: Published
+    difference: float
+    """Ours less theirs."""
+
+    @property
+    def deviations(self) -> float | None:
+        """The difference in published standard deviations; None where none is printed, or 0."""
+        std = self.published.std
+        return self.difference / std if std else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of an experiment."""
+
+    summary: Summary
+    """In the unit that is shown."""
+    runs: tuple[str, ...]
+    """Names of the runs behind it."""
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric on a dataset."""
+
+    dataset: str
+    synthetic: bool
+    metric: str
+
+    @property
+    def group(self) -> str:
+        """Name of the dataset, marked if it is synthetic."""
+        return DATASETS.get(self.dataset, self.dataset) + (f" {SYNTHETIC}" if self.synthetic else "")
+
+
+@dataclass
+class Row:
+    """A model, with its variant."""
+
+    label: str
+    cells: dict[Column, Cell] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Models by datasets and metrics."""
+
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+
+    def groups(self) -> list[tuple[str, int]]:
+        """Datasets over the columns, and how many columns each has."""
+        counts: dict[str, int] = {}
+        for column in self.columns:
+            counts[column.group] = counts.get(column.group, 0) + 1
+        return list(counts.items())
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything that was evaluated alike: by one protocol on one split."""
+
+    protocol: str | None
+    split: str
+    tables: list[Table]
+    remarks: list[str]
+
+    @property
+    def title(self) -> str:
+        """A heading."""
+        return f"Protocol {self.protocol}" if self.protocol else f"Whole {self.split} split"
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric is shown, known or not."""
+    for suffix, addition in SUFFIXES.items():
+        base = name.removesuffix(suffix)
+        if base != name and base in METRICS:
+            known = METRICS[base]
+            return Metric(known.label + addition, known.decimals, known.factor)
+    return METRICS.get(name, Metric(name, None))
+
+
+def row_label(experiment: str, dataset: str) -> str:
+    """The paper's name of a model and our name of its variant; the experiment's, where it says neither."""
+    model, _, rest = experiment.partition("_")
+    on, _, variant = rest.partition("_")
+    if model not in MODELS or on != dataset.replace("_", ""):
+        return experiment
+    return MODELS[model] + (f", {variant.replace('_', ' ')}" if variant else "")
+
+
+# ---------------------------------------------------------------- sections
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A result, and the run and experiment that it belongs to."""
+
+    run: Run
+    result: Result
+
+    def options(self, metric: str) -> dict[str, str]:
+        """What a metric depends on besides the weights, flat: names to values as JSON."""
+        flat: dict[str, str] = {}
+
+        def add(prefix: str, value: Any) -> None:
+            if isinstance(value, dict) and value:
+                for name, inner in value.items():
+                    add(f"{prefix}.{name}" if prefix else str(name), inner)
+            else:
+                flat[prefix] = json.dumps(value, sort_keys=True)
+
+        base = _base(metric)
+        count = {} if base in OWN_IMAGES else {"num_images": self.result.num_images}
+        relevant = {
+            name: value
+            for name, value in self.result.options.items()
+            if name not in OF_THE_RUN and base in ONLY_FOR.get(name, (base,))
+        }
+        add("", count | relevant)
+        return flat
+
+    @property
+    def age(self) -> tuple[int, str]:
+        """Larger for later weights; of equal steps the last checkpoint, which the papers score."""
+        checkpoint = self.result.checkpoint
+        return (-1, "") if checkpoint is None else (checkpoint.step, checkpoint.path)
+
+
+def make_sections(runs: Sequence[Run], protocol: str | None = None) -> tuple[list[Section], list[str]]:
+    """Tables of all results. Numbers of different protocols, splits or options never share a cell.
+
+    Args:
+        runs: with or without results.
+        protocol: only this one, `none` for numbers of the whole split; all if None.
+
+    Returns:
+        sections, and what is not as it should be, a line each.
+
+    Raises:
+        ConfigurationError: if no run has numbers of the protocol.
+    """
+    evaluated = [run for run in runs if run.results]
+    evaluated, problems = _without_repeated_seeds(evaluated)
+    found: dict[tuple[str | None, str], list[_Entry]] = defaultdict(list)
+    for run in evaluated:
+        for result in run.results:
+            found[result.protocol, result.split].append(_Entry(run, result))
+    if protocol is not None:
+        wanted = None if protocol == NO_PROTOCOL else protocol
+        names = sorted({name or NO_PROTOCOL for name, _ in found})
+        found = {key: entries for key, entries in found.items() if key[0] == wanted}  # type: ignore[assignment]
+        if not found:
+            raise ConfigurationError(
+                f"report: no run has numbers of protocol {protocol!r}; there are {', '.join(names) or 'none'}"
+            )
+    problems += _unshared(found, evaluated, protocol)
+    sections = []
+    for key in sorted(found, key=lambda key: (key[0] is None, *map(str, key))):
+        section, more = _make_section(*key, found[key])
+        sections.append(section)
+        problems += more
+    return sections, problems
+
+
+def _title(protocol: str | None, split: str) -> str:
+    """A section's name in a line of text."""
+    return f"protocol {protocol}" if protocol else f"the whole {split} split"
+
+
+def _without_repeated_seeds(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    kept: list[Run] = []
+    problems = []
+    first: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        key = (run.experiment, run.seed)
+        if run.seed is not None and first.setdefault(key, run) is not run:  # type: ignore[arg-type]
+            other = first[key].folder  # type: ignore[index]
+            problems.append(
+                f"{run.folder}: seed {run.seed} of {run.experiment} is also {other}: not counted twice"
+            )
+        else:
+            kept.append(run)
+    return kept, problems
+
+
+def _unshared(
+    found: Mapping[tuple[str | None, str], list[_Entry]], runs: Sequence[Run], protocol: str | None
+) -> list[str]:
+    """Runs without numbers that they should be compared by."""
+    problems = []
+    for (name, split), entries in found.items():
+        here = {entry.run.folder for entry in entries}
+        experiments = {entry.run.experiment for entry in entries}
+        title = _title(name, split)
+        problems += [
+            f"{run.folder}: no numbers of {title}, which other runs have"
+            for run in runs
+            if run.folder not in here and (run.experiment in experiments or protocol is not None)
+        ]
+    places: dict[str, dict[str, set[tuple[str | None, str]]]] = defaultdict(lambda: defaultdict(set))
+    for section, entries in found.items():
+        for entry in entries:
+            places[entry.result.dataset][entry.run.experiment].add(section)
+    for dataset, sections in places.items():
+        if not set.intersection(*sections.values()):
+            each = "; ".join(
+                f"{experiment}: {', '.join(sorted({name or f'whole {split}' for name, split in keys}))}"
+                for experiment, keys in sections.items()
+            )
+            problems.append(
+                f"{dataset}: no protocol is common to all experiments ({each}): different tables show them"
+            )
+    return problems
+
+
+def _make_section(protocol: str | None, split: str, entries: Sequence[_Entry]) -> tuple[Section, list[str]]:
+    title = _title(protocol, split)
+    problems = [
+        f"{entry.run.folder}: {', '.join(names)} of {title} not finite: left out"
+        for entry in entries
+        if (names := [name for name, value in entry.result.metrics.items() if value is None])
+    ]
+    members: dict[str, list[str]] = {title: [] for title in (*FAMILIES, OTHERS)}
+    for name in sorted({name for entry in entries for name in entry.result.metrics}, key=_metric_order):
+        members[_family(name)].append(name)
+    tables = []
+    for title, names in members.items():
+        table, more = _make_table(title, names, protocol, entries)
+        problems += [problem for problem in more if problem not in problems]
+        if table.rows:
+            tables.append(table)
+    remarks = _remarks(entries)
+    cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
+    if protocol is None and any(cell.comparisons for cell in cells):
+        remarks.append("the papers' numbers are of other images and rules; `test --protocol` has theirs")
+    return Section(protocol, split, tables, remarks), problems
+
+
+def _family(name: str) -> str:
+    base = _base(name)
+    if name.startswith("probe_"):  # of whatever labels a dataset has
+        return "Representation"
+    return next((title for title, names in FAMILIES.items() if base in names), OTHERS)
+
+
+def _base(name: str) -> str:
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _metric_order(name: str) -> tuple[int, str]:
+    known = list(METRICS)
+    base = _base(name)
+    return known.index(base) if base in known else len(known), name
+
+
+def _make_table(
+    title: str, names: Sequence[str], protocol: str | None, entries: Sequence[_Entry]
+) -> tuple[Table, list[str]]:
+    groups: dict[tuple[str, str, bool], list[_Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.run.experiment, entry.result.dataset, entry.result.synthetic].append(entry)
+    rows: dict[str, Row] = {}
+    problems = []
+    for (experiment, dataset, synthetic), group in groups.items():
+        for name in names:
+            variants, differing = _variants(name, group)
+            if len({frozenset(runs) for runs in variants.values()}) > 1:
+                problems.append(
+                    f"{experiment}: {metric_of(name).label} of its runs was evaluated with different "
+                    f"{', '.join(differing)}: shown in rows of their own; evaluate all alike"
+                )
+            for options, by_run in variants.items():
+                shown = ", ".join(f"{option} {dict(options).get(option)}" for option in differing)
+                label = row_label(experiment, dataset) + (f" ({shown})" if shown else "")
+                cell = _make_cell(name, experiment, protocol, list(by_run.values()))
+                rows.setdefault(label, Row(label)).cells[Column(dataset, synthetic, name)] = cell
+    columns = [
+        column
+        for dataset, synthetic in dict.fromkeys((dataset, synthetic) for _, dataset, synthetic in groups)
+        for name in names
+        if any((column := Column(dataset, synthetic, name)) in row.cells for row in rows.values())
+    ]
+    return Table(title, columns, list(rows.values())), problems
+
+
+_Options = tuple[tuple[str, str], ...]
+
+
+def _variants(name: str, entries: Iterable[_Entry]) -> tuple[dict[_Options, dict[str, _Entry]], list[str]]:
+    """The runs that have a metric, apart by what it depends on, each with its latest weights.
+
+    Returns:
+        options to runs to their entries, and the names of the options in which they differ.
+    """
+    variants: dict[_Options, dict[str, _Entry]] = defaultdict(dict)
+    for entry in entries:
+        if entry.result.metrics.get(name) is not None:
+            runs = variants[tuple(sorted(entry.options(name).items()))]
+            folder = str(entry.run.folder)
+            if folder not in runs or entry.age > runs[folder].age:
+                runs[folder] = entry
+    each = [dict(options) for options in variants]
+    known = dict.fromkeys(option for options in each for option in options)
+    return variants, [option for option in known if len({options.get(option) for options in each}) > 1]
+
+
+def _make_cell(name: str, experiment: str, protocol: str | None, entries: Sequence[_Entry]) -> Cell:
+    factor = metric_of(name).factor
+    values = [value * factor for entry in entries if (value := entry.result.metrics[name]) is not None]
+    summary = summarise(values)
+    comparisons = tuple(
+        Comparison(published, summary.mean - published.mean)
+        for published in find_published(experiment, name, protocol)
+    )
+    return Cell(summary, tuple(entry.run.name for entry in entries), comparisons)
+
+
+def _remarks(entries: Sequence[_Entry]) -> list[str]:
+    """In what the evaluations differ from the papers', and of what."""
+    about: dict[str, dict[str, None]] = defaultdict(dict)
+    for entry in entries:
+        for line in entry.result.deviations:
+            about[line][row_label(entry.run.experiment, entry.result.dataset)] = None
+        if entry.result.checkpoint is None:
+            about["the weights are untrained"][entry.run.name] = None
+    return [f"{line} ({', '.join(who)})" for line, who in about.items()]
+
+
+# ---------------------------------------------------------------- text
+
+
+def show_number(value: float, decimals: int | None, signed: bool = False) -> str:
+    """A number as text, with a real minus sign."""
+    sign = "+" if signed else ""
+    text = f"{value:{sign}.4g}" if decimals is None else f"{value:{sign}.{decimals}f}"
+    return (text.lstrip("+-") if float(text) == 0 else text).replace("-", "−")
+
+
+def show_summary(summary: Summary, metric: Metric) -> str:
+    """Mean ± standard deviation (number of seeds)."""
+    std = "" if summary.std is None else f" ± {show_number(summary.std, metric.decimals)}"
+    return f"{show_number(summary.mean, metric.decimals)}{std} ({summary.count})"
+
+
+def show_interval(summary: Summary, metric: Metric) -> str | None:
+    """The confidence interval, None for one seed."""
+    if summary.interval is None:
+        return None
+    low, high = (show_number(bound, metric.decimals) for bound in summary.interval)
+    return f"{CONFIDENCE:.0%} {low} to {high}".replace("%", " %")
+
+
+def show_comparison(comparison: Comparison, metric: Metric) -> str:
+    """The published value, the difference, in standard deviations if one is printed, and where it is from."""
+    published = comparison.published
+    if comparison.deviations is None:
+        difference = show_number(comparison.difference, metric.decimals, signed=True)
+    else:
+        difference = f"{show_number(comparison.deviations, 1, signed=True)} σ"
+    value = published.text.replace("-", "−")
+    return f"{value}, {difference} ({published.paper}, {published.where})"
+
+
+def cell_lines(cell: Cell | None, metric: Metric) -> list[str]:
+    """All that a cell says, a line each."""
+    if cell is None:
+        return []
+    interval = show_interval(cell.summary, metric)
+    compared = [show_comparison(comparison, metric) for comparison in cell.comparisons]
+    return [show_summary(cell.summary, metric), *([interval] if interval else []), *compared]

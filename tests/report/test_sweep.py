@@ -1,0 +1,317 @@
+"""The `sweep` command, and the files for sweeps of W&B."""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from lightning_genesis import sweep
+from lightning_genesis.cli import main
+from lightning_genesis.loggers import make_wandb_logger
+from tests.report.fake_runs import add_result, make_run
+from tests.test_cli import TINY
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `lightning-genesis sweep` in an empty folder, with a stub in place of `fit` and `test`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(
+        sweep, "COMMAND", (sys.executable, "-S", str(Path(__file__).with_name("stub_command.py")))
+    )
+    monkeypatch.setattr(sweep, "POLL", 0.02)
+    result = add_result(make_run(tmp_path, "genesis_gqn", 0), "genesis_gqn", 0, {"ari_fg": 0.5})
+    result.rename("result.json")
+    return lambda *args: main(["sweep", "--config", "my_experiment.yaml", *args])
+
+
+def calls(event: str = "start") -> list[dict[str, Any]]:
+    """What the stub was asked for, in this order; then forgets it."""
+    path = Path("calls.jsonl")
+    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return [entry for entry in entries if entry["event"] == event]
+
+
+def stages() -> list[tuple[str, int]]:
+    return [(entry["stage"], entry["seed"]) for entry in calls()]
+
+
+# ---------------------------------------------------------------- order and resumption
+
+
+def test_trains_and_tests_every_seed_and_reports(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--seeds", "0,3", "--max_steps", "8") == 0
+    fit, test, *others = calls()
+    assert [(entry["stage"], entry["seed"]) for entry in others] == [("fit", 3), ("test", 3)]
+    assert fit["args"] == [
+        *("--config", "my_experiment.yaml", "--max_steps", "8"),
+        *("--seed_everything", "0", "--run.name", "my_experiment-seed0", "--ckpt_path", "last"),
+    ]
+    assert test["args"] == ["--config", "runs/my_experiment-seed0/config.yaml", "--ckpt_path", "last"]
+    assert (fit["gpu"], fit["group"]) == (None, "my_experiment")
+    assert "0.500 ± 0.000 (2)" in Path("runs/my_experiment-report/tables.md").read_text()
+    assert "seed 3: done" in capsys.readouterr().out
+
+    assert run("--seeds", "0,3,4", "--max_steps", "8") == 0  # finished seeds are not rerun
+    assert stages() == [("fit", 4), ("test", 4)]
+    assert "0.500 ± 0.000 (3)" in Path("runs/my_experiment-report/tables.md").read_text()
+
+    assert run("--seeds", "0", "--max_steps", "9") == 0  # another configuration is another matter
+    assert stages() == [("fit", 0), ("test", 0)]
+    assert run("--seeds", "0", "--run.name", "other", "--output", "there") == 0
+    assert Path("runs/other-seed0/metrics").is_dir()
+    assert Path("there/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "behaviour", "reason"),
+    [
+        ("fit", "2", "fit left with exit code 2"),
+        ("fit", "kill", "fit was killed by SIGKILL"),
+        ("test", "1", "test left with exit code 1"),
+    ],
+)
+def test_a_seed_that_fails_does_not_keep_the_others(
+    run: Run,
+    stage: str,
+    behaviour: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(f"STUB_{stage}_1", behaviour)
+    assert run("--seeds", "0,1,2") == 1
+    done = [
+        ("fit", 0),
+        ("test", 0),
+        ("fit", 1),
+        *([("test", 1)] if stage == "test" else []),
+        ("fit", 2),
+        ("test", 2),
+    ]
+    assert stages() == done
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"lightning-genesis: sweep: 2 of 3 seeds done; seed 1: {reason}; the same command tries again"
+    )
+    assert "0.500 ± 0.000 (2)" in Path("runs/my_experiment-report/tables.md").read_text()
+
+    monkeypatch.delenv(f"STUB_{stage}_1")
+    assert run("--seeds", "0,1,2") == 0  # where it failed, and nothing else
+    assert stages() == [("fit", 1), ("test", 1)][0 if stage == "fit" else 1 :]
+
+
+def test_one_seed_at_a_time_on_each_gpu(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_fit_0", "meet")
+    monkeypatch.setenv("STUB_fit_1", "meet")  # each waits for the other: they are at work side by side
+    assert run("--seeds", "0,1,2,3,4", "--gpus", "2,MIG-5") == 0
+    entries = [json.loads(line) for line in Path("calls.jsonl").read_text().splitlines()]
+    for gpu in ("2", "MIG-5"):
+        events = [entry["event"] for entry in entries if entry["gpu"] == gpu]
+        assert events == ["start", "end"] * (len(events) // 2)
+        assert len(events) >= 4
+    assert {entry["seed"] for entry in entries} == set(range(5))
+    assert Path("runs/my_experiment-seed0/output.txt").is_file()
+
+
+# ---------------------------------------------------------------- signals
+
+
+def when_waiting(*numbers: int, seed: int = 0) -> threading.Thread:
+    """Sends signals to this process once a seed is being trained."""
+
+    def send() -> None:
+        deadline = time.monotonic() + 30
+        while not Path(f"runs/my_experiment-seed{seed}/waiting").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for number in numbers:
+            time.sleep(0.3)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("number", "stage"),
+    [(signal.SIGINT, "fit"), (signal.SIGTERM, "fit"), (signal.SIGUSR1, "fit"), (signal.SIGTERM, "test")],
+)
+def test_a_signal_stops_the_processes_and_the_same_command_goes_on(
+    run: Run,
+    number: signal.Signals,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setenv(f"STUB_{stage}_0", "wait")
+    thread = when_waiting(number)
+    assert run("--seeds", "0,1") == 75
+    thread.join()
+    assert signal.getsignal(number) == before
+    assert len(calls("end")) == (1 if stage == "fit" else 2)  # it was given the time to save
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"lightning-genesis: sweep: {number.name}: 0 of 2 seeds done; the same command goes on"
+    monkeypatch.delenv(f"STUB_{stage}_0")
+    assert run("--seeds", "0,1") == 0
+    assert stages() == [*([("fit", 0)] if stage == "fit" else []), ("test", 0), ("fit", 1), ("test", 1)]
+
+
+def test_a_second_signal_does_not_wait(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_fit_0", "deaf")
+    thread = when_waiting(signal.SIGINT, signal.SIGINT)
+    start = time.monotonic()
+    assert run("--seeds", "0") == 75
+    assert time.monotonic() - start < 20
+    thread.join()
+    assert calls("end") == []
+
+
+def test_a_run_that_someone_else_stops_is_not_a_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STUB_fit_0", "75")
+    assert run("--seeds", "0,1") == 75
+    assert stages() == [("fit", 0), ("fit", 1), ("test", 1)]
+    assert "a signal to a run: 1 of 2 seeds done" in capsys.readouterr().err
+
+
+def test_two_sweeps_do_not_share_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs/my_experiment-seed0")
+    folder.mkdir(parents=True)
+    with open(folder / "sweep.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run("--seeds", "0,1") == 1
+    assert stages() == [("fit", 1), ("test", 1)]
+    assert f"seed 0: {folder} is in use by another sweep's process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "state", ["", "[]", "{}", '{"config_sha256": 1, "finished": 3}', '{"finished": ["test"]}']
+)
+def test_a_damaged_state_is_no_state(run: Run, state: str) -> None:
+    folder = make_run(Path("runs"), "my_experiment", 0)
+    (folder / "sweep.json").write_text(state)
+    assert run("--seeds", "0") == 0
+    assert stages() == [("fit", 0), ("test", 0)]
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "sweep: the following arguments are required: --seeds"),
+        (["--seeds", "0,x"], "sweep: argument --seeds: '0,x', expected numbers with commas between them"),
+        (["--seeds", "1,1"], "sweep: argument --seeds: '1,1', expected different names"),
+        (["--seeds", "0", "--gpus", "0,"], "sweep: argument --gpus: '0,', expected different names"),
+        (["--seeds", "0", "--seed_everything=4"], "sweep: --seed_everything is set by the sweep itself"),
+        (["--seeds", "0", "--ckpt_path", "best"], "sweep: --ckpt_path is set by the sweep itself"),
+        (["--seeds", "0", "--fast", "1"], "sweep: a fast_dev_run leaves nothing to test"),
+        (["--seeds", "0", "--wrong", "1"], "no option 'wrong'"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_runs(
+    run: Run, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*args) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lightning-genesis: error: {message}")
+    assert calls() == []
+    assert not Path("runs").exists()
+
+
+# ---------------------------------------------------------------- the real command
+
+
+@pytest.mark.slow
+def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    arguments = ["sweep", "--config", "tiny.yaml", "--seeds", "0,1", "--trainer.enable_progress_bar", "false"]
+    assert main(arguments) == 0
+    tables = Path("runs/tiny-report/tables.md").read_text()
+    assert "(2)" in tables
+    weights = [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/checkpoints/last.ckpt"))]
+    assert len(weights) == 2
+    assert main(arguments) == 0
+    assert [
+        path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/checkpoints/last.ckpt"))
+    ] == weights
+    assert Path("runs/tiny-report/tables.md").read_text() == tables
+
+
+# ---------------------------------------------------------------- sweeps of W&B
+
+
+def drawn(parameter: dict[str, Any]) -> list[Any]:
+    """Values that W&B may choose."""
+    return parameter.get("values") or [parameter["min"], parameter["max"]]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_of_wandb_parse(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B's own functions make the command line; the command takes it, and every value arrives."""
+    content = yaml.safe_load(path.read_text())
+    monkeypatch.chdir(ROOT)
+    assert content["program"] == content["command"][0] == "lightning-genesis"
+    assert content["metric"]["name"].startswith("val/")
+    for last in (False, True):
+        chosen = {name: {"value": drawn(entry)[-last]} for name, entry in content["parameters"].items()}
+        arguments = create_sweep_command_args({"args": chosen})
+        words = create_sweep_command(list(content["command"]))
+        words = [part for word in words for part in (arguments["args"] if word == "${args}" else [word])]
+        assert words[1] == "fit"
+        with pytest.raises(SystemExit) as stopped:
+            main([*words[1:], "--print_config"])
+        assert stopped.value.code == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        for name, entry in chosen.items():
+            found: Any = config
+            for key in name.split("."):
+                found = found[key]
+            assert found == entry["value"], name
+
+
+def test_runs_of_a_wandb_sweep_have_folders_and_ids_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_genesis.experiment import ExperimentCLI
+
+    class Named(ExperimentCLI):
+        """Stops once the run has its name."""
+
+        def _find_checkpoint(self, config: Any) -> None:
+            raise InterruptedError(config.run.name)
+
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with pytest.raises(InterruptedError, match=r"^tiny-seed5$"):
+        Named(["fit", "--config=tiny.yaml", "--seed_everything=5"])
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "run7")
+    with pytest.raises(InterruptedError, match=r"^tiny-run7-seed5$"):
+        Named(["fit", "--config=tiny.yaml", "--seed_everything=5"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    make_wandb_logger(tmp_path / "run", "name")
+    assert (tmp_path / "run" / "wandb-id.txt").read_text() == "run7"
