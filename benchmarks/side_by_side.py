@@ -39,6 +39,7 @@ MODELS = {
     "GENESIS-V2": ("quickstart", ()),
     "MONet-G": ("quickstart_monet", ()),
     "Slot Attention": ("quickstart_slot_attention", ()),
+    "SRI": ("quickstart_sri", ()),
 }
 """Experiment and further options of each row."""
 COLUMNS = {

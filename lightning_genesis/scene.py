@@ -48,6 +48,11 @@ class Scene:
         """Mean of the mixture, `[B, 3, H, W]`."""
         return (self.masks * self.components).sum(dim=1)
 
+    @property
+    def slot_latents(self) -> Tensor | None:
+        """What stands for each slot, a sample where the model has a posterior, `[B, K, D]`."""
+        return self.latents.get("sample", self.latents.get("slots"))
+
     def segmentation(self, kind: MaskKind = "decoded") -> Tensor:
         """Slot of the largest mask per pixel (the first one on ties), int64 `[B, H, W]`.
 
@@ -106,6 +111,9 @@ class Terms:
     """Divergences by name, each `[B]`; may be empty."""
     weight: float = 1.0
     """Weight of the branch in the objective."""
+    steps: tuple["Terms", ...] = ()
+    """Earlier steps of an iterative inference, each with its own weight. They add to the loss; constraints
+    and reports see the last step alone, which is this one."""
 
     @property
     def total_kl(self) -> Tensor:

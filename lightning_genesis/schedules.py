@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from lightning_genesis.errors import ConfigurationError
+
 
 def warmup_and_decay(
     warmup_steps: int, decay_rate: float, decay_steps: int, decay_in_warmup: bool
@@ -26,3 +28,13 @@ def warmup_and_decay(
         return rise * decay_rate ** (elapsed / decay_steps)
 
     return factor
+
+
+def check_decay(decay_rate: object) -> None:
+    """Refuses a factor that lets the learning rate rise or vanish.
+
+    Raises:
+        ConfigurationError: if it is not in (0, 1].
+    """
+    if not isinstance(decay_rate, float | int) or not 0.0 < decay_rate <= 1.0:
+        raise ConfigurationError(f"decay_rate={decay_rate!r} is no decay: use a number above 0 and up to 1")

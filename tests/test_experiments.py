@@ -38,6 +38,7 @@ class Settings:
     goal: float | None = 0.5655
     objective: tuple[tuple[str, float], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    clip: float | None = None
 
 
 SIZES = {  # dataset: (K, side)
@@ -47,6 +48,7 @@ SIZES = {  # dataset: (K, side)
     "objectsroom": (7, 64),
     "sketchy": (10, 128),
     "apc": (10, 128),
+    "clevr6": (7, 96),
 }
 GOALS = {"sketchy": 0.5645}
 PUBLISHED_V2 = {
@@ -85,6 +87,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "laplacian": {"autoregressive_prior": False, "kernel": "laplacian"},
     "epanechnikov": {"autoregressive_prior": False, "kernel": "epanechnikov"},
     "conv": {"semi_convolutional": False},
+}
+PUBLISHED_SRI = {
+    "encoder": "genesis_v2",
+    "encoder_options": None,
+    "scene_dim": 128,
+    "num_set_layers": 3,
+    "hidden_dim": 256,
+    "order": "greedy",
+    "cross_order_kl": True,
+    "autoregressive_posterior": True,
+    "segregation_loss": True,
+    "shared_decoder": False,
+}
+GAUSSIAN = {"likelihood": "gaussian"}
+SRI_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "srimog": ("SRI", PUBLISHED_SRI),
+    "srig": ("SRI", PUBLISHED_SRI | GAUSSIAN),
+    "srisa": (
+        "SRI",
+        PUBLISHED_SRI
+        | {"encoder": "slot_attention", "order": "none", "cross_order_kl": False}
+        | {"segregation_loss": False, "shared_decoder": True},
+    ),
+    "genesis": MODELS["genesis"],
+    "genesisv2": MODELS["genesisv2"],
+    "genesisv2g": ("GenesisV2", PUBLISHED_V2 | GAUSSIAN),
+    "scenegenesis": ("SceneGenesis", MODELS["genesis"][1] | {"scene_dim": 128, "scene_encoder": "set"}),
+    "scenegenesisv2": ("SceneGenesisV2", PUBLISHED_V2 | {"scene_dim": 128, "detach_slots": True}),
+}
+SRI_VARIANTS: dict[str, dict[str, Any]] = {
+    "noscene": {"scene_dim": None},
+    "noorder": {"order": "none", "cross_order_kl": False, "autoregressive_posterior": False},
+    "nocrossorder": {"cross_order_kl": False},
 }
 MIN_PIXELS = {"objectsroom": 70, "shapestacks": 20}
 
@@ -126,6 +161,63 @@ def of_slot_attention(num_slots: int, image_size: int, **options: Any) -> Settin
     )
 
 
+def of_emorl(num_slots: int, image_size: int, goal: float | None, **options: Any) -> Settings:
+    """An experiment with the published training of EfficientMORL."""
+    common = {
+        "num_layers": 3,
+        "prior": "reversed++",
+        "num_refinements": 3,
+        "final_refinements": 1,
+        "curriculum_steps": 100_000,
+        "likelihood": "mixture",
+        "decoder": "iodine",
+        "latent_dim": 64,
+        "normalized_likelihood": False,
+        "warmup_steps": 10_000,
+        "decay_rate": 0.5,
+        "decay_steps": 100_000,
+    }
+    max_steps, std = options.pop("max_steps", 300_000), options.pop("std", 0.1)
+    geco = (("step_size", 1e-6), ("speedup", 1.0), ("warmup_steps", 1000), ("beta", 0.55))
+    return Settings(
+        "EfficientMORL",
+        num_slots,
+        image_size,
+        learning_rate=4e-4,
+        max_steps=max_steps,
+        std=std,
+        goal=goal,
+        objective=geco if goal is not None else (("beta", 1.0),),
+        options=tuple((common | options).items()),
+        clip=5.0,
+    )
+
+
+def of_sri(stem: str) -> Settings:
+    """An experiment of the SRI paper or one of its baselines (`specs/sri-emorl-slot-attention.md`, 1)."""
+    name, dataset, *variants = stem.split("_")
+    model, options = SRI_MODELS[name]
+    for variant in variants:
+        options = options | SRI_VARIANTS[variant]
+    num_slots, image_size = SIZES[dataset]
+    std, goal = (0.1, -2.265) if dataset == "clevr6" and model != "Genesis" else (0.7, 0.5655)
+    if options.get("likelihood") == "gaussian":
+        std, goal = 0.7, -0.356 if dataset == "clevr6" else -0.353
+    if model in ("SRI", "GenesisV2", "SceneGenesisV2"):
+        options = {"likelihood": "mixture", "normalized_likelihood": goal > 0.0, **options}
+    slow = model == "SRI" or name == "genesisv2g" or stem == "genesisv2_clevr6"
+    return Settings(
+        model,
+        num_slots,
+        image_size,
+        max_steps=425_000 if dataset == "clevr6" else 500_000,
+        std=std,
+        goal=goal,
+        objective=(("beta", 1.0), ("step_size", 1e-6 if slow else 1e-5), ("speedup", 10.0)),
+        options=tuple(options.items()),
+    )
+
+
 def cells(models: str, datasets: str, variants: str = "") -> list[str]:
     """Names of all experiments of a table of models x datasets, or of all variants of them."""
     pairs = [f"{model}_{dataset}" for model in models.split() for dataset in datasets.split()]
@@ -139,30 +231,81 @@ V2_TABLE_2 = [
     *cells("genesisv2", "shapestacks", "flexible maskloss maskloss_flexible"),
 ]
 V2_TABLE_6 = cells("genesisv2", "objectsroom shapestacks", "independent laplacian epanechnikov conv")
-SETTINGS = {
-    stem: of_genesis_family(stem)
-    for stem in ["genesisv2_multidsprites", *GENESIS_PAPER, *V2_PAPER, *V2_TABLE_2, *V2_TABLE_6]
-} | {
-    "slotattention_objectsroom": of_slot_attention(7, 64, decoder_stages=3),
-    "slotattention_shapestacks": of_slot_attention(9, 64, decoder_stages=3),
-    "slotattention_sketchy": of_slot_attention(10, 128, decoder_stages=4),
-    "slotattention_apc": of_slot_attention(10, 128, decoder_stages=4),
-    "slotattention_clevr6": of_slot_attention(7, 128, decoder_stages=4),
-    "slotattention_multidsprites": of_slot_attention(6, 64, decoder="small", decoder_dim=32),
-    "slotattention_tetrominoes": of_slot_attention(4, 35, decoder="small", decoder_dim=32),
-    "monet_multidsprites": Settings(
-        "MONet",
-        5,
-        64,
-        batch_size=64,
-        optimizer="RMSprop",
-        max_steps=1_000_000,
-        std=0.11,
-        goal=None,
-        objective=(("beta", 0.5),),
-        options=(("background_std", 0.09), ("mask_prior", "softmax"), ("analytic_kl", False)),
-    ),
-}
+SRI_PAPER = [
+    *cells("srimog srig genesisv2g", "clevr6 objectsroom shapestacks"),
+    *cells("srig", "shapestacks", "noscene noorder nocrossorder"),
+    *("genesis_clevr6", "genesisv2_clevr6"),
+    *cells("srisa scenegenesis scenegenesisv2", "shapestacks"),
+]
+SETTINGS = (
+    {stem: of_sri(stem) for stem in SRI_PAPER}
+    | {
+        stem: of_genesis_family(stem)
+        for stem in ["genesisv2_multidsprites", *GENESIS_PAPER, *V2_PAPER, *V2_TABLE_2, *V2_TABLE_6]
+    }
+    | {
+        "emorl_clevr6": of_emorl(7, 96, -2.206, refinement_batch_size=4),
+        "emorl_multidsprites": of_emorl(6, 64, None, likelihood="gaussian"),
+        "emorl_objectsroom": of_emorl(7, 64, None, likelihood="gaussian"),
+        "emorl_shapestacks": of_emorl(9, 64, None, likelihood="gaussian"),
+        "emorl_tetrominoes": of_emorl(
+            4,
+            35,
+            -1.224,
+            max_steps=200_000,
+            std=0.3,
+            likelihood="gaussian",
+            latent_dim=32,
+            decoder="small",
+            decoder_dim=32,
+            final_refinements=3,
+            refinement_batch_size=16,
+        ),
+        "sriemorl_clevr6": Settings(
+            "SRI",
+            7,
+            96,
+            learning_rate=4e-4,
+            max_steps=225_000,
+            std=0.1,
+            goal=-2.265,
+            objective=(("step_size", 1e-6), ("speedup", 10.0), ("warmup_steps", 1000), ("beta", 0.55)),
+            options=(
+                ("encoder", "emorl"),
+                (
+                    "encoder_options",
+                    {"num_refinements": 2, "final_refinements": 2, "refinement_batch_size": 4},
+                ),
+                ("likelihood", "gaussian"),
+                ("normalized_likelihood", False),
+                ("scene_dim", 128),
+                ("warmup_steps", 10_000),
+                ("decay_rate", 0.5),
+                ("decay_steps", 100_000),
+            ),
+            clip=5.0,
+        ),
+        "slotattention_objectsroom": of_slot_attention(7, 64, decoder_stages=3),
+        "slotattention_shapestacks": of_slot_attention(9, 64, decoder_stages=3),
+        "slotattention_sketchy": of_slot_attention(10, 128, decoder_stages=4),
+        "slotattention_apc": of_slot_attention(10, 128, decoder_stages=4),
+        "slotattention_clevr6": of_slot_attention(7, 128, decoder_stages=4),
+        "slotattention_multidsprites": of_slot_attention(6, 64, decoder="small", decoder_dim=32),
+        "slotattention_tetrominoes": of_slot_attention(4, 35, decoder="small", decoder_dim=32),
+        "monet_multidsprites": Settings(
+            "MONet",
+            5,
+            64,
+            batch_size=64,
+            optimizer="RMSprop",
+            max_steps=1_000_000,
+            std=0.11,
+            goal=None,
+            objective=(("beta", 0.5),),
+            options=(("background_std", 0.09), ("mask_prior", "softmax"), ("analytic_kl", False)),
+        ),
+    }
+)
 
 
 class TwoSteps(ExperimentCLI):
@@ -238,6 +381,7 @@ def check_settings(built: TwoSteps, settings: Settings) -> None:
         "max_steps": built.config["fit"].trainer.max_steps,
         "std": getattr(model, "std", None),
         "goal": getattr(model.objective, "goal", None),
+        "clip": built.config["fit"].trainer.gradient_clip_val,
         "objective": tuple((name, model.objective.arguments[name]) for name, _ in settings.objective),
         "options": tuple((name, model.hparams[name]) for name, _ in settings.options),
     }

@@ -188,7 +188,7 @@ def test_ordinary_training_draws_different_noise(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if tiny(name).one_slot])
 def test_one_slot(name: str, tmp_path: Path) -> None:
     config = set_probe(experiment(name, tiny(name).options), indexed_noise=False)
     args = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.num_slots", "1")

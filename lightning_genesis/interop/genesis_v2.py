@@ -18,15 +18,20 @@ GENESIS_V2 = (
 """Official prefixes and ours; the first that matches counts. The decoder's indices also shift by one."""
 
 
+def decoder_key(key: str, prefix: str) -> str | None:
+    """Our name, within a decoder, of an official parameter below `prefix`; None if it is not there."""
+    found = re.match(rf"{prefix}\.(\d+)\.(.+)", key)
+    return found and f"layers.{int(found[1]) - 1}.{found[2]}"
+
+
 def genesis_v2_key(key: str) -> str:
     """Our name of an official GENESIS-V2 parameter.
 
     Raises:
         KeyError: if GENESIS-V2 has no such parameter.
     """
-    decoder = re.match(r"decoder_module\.(\d+)\.(.+)", key)
-    if decoder:
-        return f"network.decoder.layers.{int(decoder[1]) - 1}.{decoder[2]}"
+    if (decoder := decoder_key(key, "decoder_module")) is not None:
+        return f"network.decoder.{decoder}"
     for pattern, ours in GENESIS_V2:
         if re.match(pattern, key):
             return re.sub(pattern, ours, key, count=1)

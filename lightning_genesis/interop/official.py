@@ -4,7 +4,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -19,9 +19,11 @@ from torch.optim import Optimizer
 from lightning_genesis.checkpoint import check_model
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.interop import options as known
+from lightning_genesis.interop.emorl import GECO_STATE
 from lightning_genesis.interop.reading import OfficialFile, number, read_flags, read_official
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.objectives import GECO, FixedBeta
+from lightning_genesis.models.emorl import EfficientMORL
+from lightning_genesis.objectives import GECO, FixedBeta, SoftplusGECO
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class OfficialModel:
     """Another name that it is asked for by."""
     scheduled: bool = False
     """The learning rate in the file is that of a step, not the highest one."""
+    geco: Mapping[str, float] = field(default_factory=dict)
+    """Published options of its GECO that are not ours by default."""
 
     def rename(self, key: str) -> str:
         """Our name of an official key; KeyError if there is no such parameter."""
@@ -86,12 +90,27 @@ OFFICIAL = {
     "genesis": OfficialModel("Genesis", r"comp_vae\.", known.genesis_options, "genesis:genesis_key"),
     "bd-vae": OfficialModel("VAE", r"vae\.p_x_nn\.1\.seq\.", known.vae_options, "vae:vae_key"),
     "dc-vae": OfficialModel("VAE", r"vae\.p_x_nn\.\d\.conv\.", known.vae_options, "vae:vae_key"),
+    "sri": OfficialModel(
+        "SRI",
+        r"(genesisv2|scene_encoder|prior_lstm\.scene_encoder|posterior_lstm)\.",
+        known.sri_options,
+        "sri:sri_key",
+        geco={"step_size": 1e-6},
+    ),
     "slot-attention": OfficialModel(
         "SlotAttention",
         r"slot_attention/",
         known.slot_attention_options,
         "slot_attention:tensorflow_key",
         convert="slot_attention:tensorflow_state",
+    ),
+    "emorl": OfficialModel(
+        "EfficientMORL",
+        r"(hvae_networks|refinenet)\.",
+        known.emorl_options,
+        "emorl:emorl_key",
+        convert="emorl:emorl_state",
+        scheduled=True,
     ),
     "slot-attention-emorl": OfficialModel(
         "SlotAttention",
@@ -280,9 +299,10 @@ def _training(file: OfficialFile, official: OfficialModel, flags: Mapping[str, A
             settings["learning_rate"] = number(rate, f"{file.path}: the optimiser's lr")
     names = {"g_goal": "goal", "g_init": "beta"}
     if file.error_average is not None or (file.beta is None and "g_goal" in flags):
-        settings["objective"] = GECO(**{ours: flags[name] for name, ours in names.items() if name in flags})
+        given = {ours: flags[name] for name, ours in names.items() if name in flags}
+        settings["objective"] = GECO(**{**official.geco, **given})
     elif file.beta is not None:
-        settings["objective"] = FixedBeta(file.beta)
+        settings["objective"] = FixedBeta(file.beta[0])
     return settings
 
 
@@ -313,8 +333,16 @@ def _state(file: OfficialFile, official: OfficialModel) -> dict[str, Tensor]:
     """The state under our names."""
     if official.convert is None:
         return {ours: file.state[key] for key, ours in _names(file, official).items()}
+    return _converted(file, official, file.state)
+
+
+def _converted(
+    file: OfficialFile, official: OfficialModel, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors by official name, laid out as ours are."""
+    assert official.convert is not None
     try:
-        return _function(official.convert)({key: value.numpy() for key, value in file.state.items()})
+        return _function(official.convert)({key: value.numpy() for key, value in tensors.items()})
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{file.path}: its variables are not those of the official model ({error})"
@@ -324,16 +352,28 @@ def _state(file: OfficialFile, official: OfficialModel) -> dict[str, Tensor]:
 def _set_objective(model: SceneModel, file: OfficialFile) -> None:
     """Puts GECO, or the step of a fixed β's warm-up, where the file's training stood."""
     objective = model.objective
-    if isinstance(objective, GECO) and file.beta is not None:
+    if isinstance(objective, SoftplusGECO):
+        average, beta = (file.state[key] for key in GECO_STATE)  # both are there, see `emorl_state`
+        objective.average.fill_(objective.goal * 3 * model.image_size**2 - average)
+        objective.beta.fill_(beta)
+        objective.step.fill_(file.num_updates)
+    elif isinstance(objective, GECO) and file.beta is not None:
+        if {len(file.beta), len(file.error_average or file.beta)} != {len(model.branches)}:
+            raise CheckpointError(
+                f"{file.path}: has {len(file.beta)} β and {len(file.error_average or ())} error averages, "
+                f"expected {len(model.branches)} of each for {type(model).__name__}"
+            )
         beta = torch.tensor(file.beta, dtype=torch.float64)
         if file.error_average is not None:
             average = torch.tensor(file.error_average, dtype=torch.float64)
             beta = objective.next_beta(beta, average, 3 * model.image_size**2)
-            objective.average.fill_(average)
+            objective.average.copy_(average)
             objective.step.fill_(max(file.num_updates, 1))
-        objective.beta.fill_(beta)
+        objective.beta.copy_(beta)
     elif isinstance(objective, FixedBeta):
         objective.step.fill_(file.num_updates)
+        if isinstance(model, EfficientMORL):  # its refinement follows this one then, not the file's β
+            model.follow(objective.weights()[:, 0])
 
 
 # ---------------------------------------------------------------- training state
@@ -354,18 +394,20 @@ def _optimizer_state(
             f"{model.optimizer_name} here; its moments go with the same one alone"
         )
     ours = dict(model.named_parameters())
-    position = {name: place for place, name in enumerate(ours)}
-    names = [name for name in _names(file, official).values() if name in ours]
     numbers = [index for group in file.optimizer["param_groups"] for index in group["params"]]
-    if len(numbers) != len(names):
+    keys = _parameter_keys(file, official, ours, len(numbers))
+    if len(numbers) != len(keys):
         raise CheckpointError(
-            f"{file.path}: the optimiser has {len(numbers)} parameters, expected the model's {len(names)}"
+            f"{file.path}: the optimiser has {len(numbers)} parameters, expected the model's {len(keys)}"
         )
-    moments: dict[int, dict[str, Tensor]] = {}
-    for index, name in zip(numbers, names, strict=True):
-        if index in file.optimizer["state"]:
+    states: dict[str, dict[str, Tensor]] = {}
+    for index, key in zip(numbers, keys, strict=True):
+        if index in file.optimizer["state"] and key not in GECO_STATE:
+            name = key if official.convert else official.rename(key)
             where = f"{file.path}: the optimiser's state of {name}"
-            moments[position[name]] = _moments(file.optimizer["state"][index], ours[name], where)
+            states[key] = _moments(file.optimizer["state"][index], file.state[key], where)
+    by_name = _moments_by_name(file, official, states)
+    moments = {place: by_name[name] for place, name in enumerate(ours) if name in by_name}
 
     configured: Any = model.configure_optimizers()
     schedule = model.learning_rate_schedule()
@@ -382,7 +424,32 @@ def _optimizer_state(
         schedulers.append(scheduler.state_dict() | last)
         for group, rate in zip(state["param_groups"], rates, strict=True):
             group["lr"] = rate
-    return {**state, "state": dict(sorted(moments.items()))}, schedulers
+    return {**state, "state": moments}, schedulers
+
+
+def _parameter_keys(
+    file: OfficialFile, official: OfficialModel, ours: Mapping[str, Tensor], count: int
+) -> list[str]:
+    """Official names of what the optimiser has, in its order; GECO's state may be among it."""
+    if official.convert is None:
+        return [key for key, name in _names(file, official).items() if name in ours]
+    return [key for key in file.state if key not in GECO_STATE or count == len(file.state)]
+
+
+def _moments_by_name(
+    file: OfficialFile, official: OfficialModel, states: Mapping[str, dict[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """Moments under our names, out of those by official name."""
+    if official.convert is None or not states:
+        return {official.rename(key): state for key, state in states.items()}
+    first = next(iter(states.values()))
+    found: dict[str, dict[str, Tensor]] = {}
+    for kind in first.keys() - {"step"}:
+        tensors = {key: state[kind] for key, state in states.items() if kind in state}
+        for name, value in _converted(file, official, tensors).items():
+            # parts of what is one parameter here have made the same steps
+            found.setdefault(name, {"step": first["step"].clone()})[kind] = value
+    return found
 
 
 def _moments(official: Any, parameter: Tensor, where: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.objectives import SoftplusGECO
 
 DATASETS = {
     "multidsprites": (5, 64),
@@ -55,6 +56,27 @@ def genesis_v2_options(state: State, flags: Flags) -> dict[str, Any]:
         "detach_mr_in_klm": "detach_decoded_masks",
     }
     return options | _renamed(flags, names) | _activation(flags)
+
+
+def sri_options(state: State, flags: Flags) -> dict[str, Any]:
+    """Options of `SRI` on GENESIS-V2. K, likelihood and σ are in no parameter."""
+    prefix = "genesisv2."
+    part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    options = genesis_v2_options(part, flags)
+    encoder = {
+        name: options[name]
+        for name in ("semi_convolutional", "feature_dim", "latent_dim", "kernel")
+        if options.get(name) is not None
+    }
+    return {
+        "image_size": options["image_size"],
+        "std": options.get("std"),
+        "encoder_options": encoder,
+        "scene_dim": _length(state, "scene_encoder.mu_s.bias"),
+        "num_set_layers": _count(state, "scene_encoder.blocks."),
+        "hidden_dim": _length(state, "prior_lstm.lstm.weight_hh_l0", axis=1),
+        "shared_decoder": not any(key.startswith("decoder.") for key in state),
+    }
 
 
 def genesis_options(state: State, flags: Flags) -> dict[str, Any]:
@@ -125,6 +147,29 @@ def emorl_slot_attention_options(state: State, flags: Flags) -> dict[str, Any]:
         "decoder": "big" if big else "small",
         "decoder_dim": None if first is None else first.shape[0],
         **({"decoder_stages": _count(state, "image_decoder.decode.") - 2} if big else {}),
+    }
+
+
+def emorl_options(state: State, flags: Flags) -> dict[str, Any]:
+    """Options of `EfficientMORL`; K, image size, likelihood and curriculum are in no checkpoint.
+
+    The small decoder is taken for Tetrominoes, with its settings; Multi-dSprites looks like CLEVR6.
+    """
+    del flags
+    prefix = "hvae_networks."
+    small = f"{prefix}image_decoder.decode.8.weight" not in state
+    tetrominoes = {
+        "likelihood": "gaussian",
+        "std": 0.3,
+        "final_refinements": 3,
+        "objective": SoftplusGECO(goal=-1.224),
+    }
+    return {
+        "latent_dim": _length(state, f"{prefix}init_posterior", 2, axis=-1),
+        "feature_dim": _length(state, f"{prefix}encoder_pt_1.0.bias"),
+        "decoder": "small" if small else "iodine",
+        "decoder_dim": _length(state, f"{prefix}image_decoder.decode.0.bias"),
+        **(tetrominoes if small else {}),
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.interop.emorl import modern_names
 
 LEGACY = r"(.+\.)?pixel_coords\.g_[12]$"
 """Coordinate grids in early checkpoints, which are no parameters."""
@@ -46,10 +47,10 @@ class OfficialFile:
     """Parameters and buffers by official name, in the order of the official model."""
     optimizer: dict[str, Any] | None = None
     """State of the optimiser, in the order of the parameters."""
-    beta: float | None = None
-    """GECO's β before its last update, or the fixed β."""
-    error_average: float | None = None
-    """GECO's moving average, nats per image; None without GECO."""
+    beta: tuple[float, ...] | None = None
+    """GECO's β of every branch before its last update, or the fixed β."""
+    error_average: tuple[float, ...] | None = None
+    """GECO's moving average of every branch, nats per image; None without GECO."""
     num_updates: int = 0
     """Optimiser steps that were made."""
 
@@ -123,14 +124,12 @@ def _unpack(contents: Any, path: str) -> OfficialFile:
         raise CheckpointError(f"{path}: holds a {type(contents).__name__}, expected a dict of parameters")
     if "model_class" in contents:
         raise CheckpointError(f"{path}: is a checkpoint of Lightning Genesis already, nothing to import")
-    if "model_state_dict" in contents:  # GENESIS, GENESIS-V2, MONet, the VAEs
+    if "model_state_dict" in contents:  # GENESIS, GENESIS-V2, MONet, the VAEs, SRI
         file = OfficialFile(path, _state(contents["model_state_dict"], path))
         file.optimizer = _optimizer(contents.get("optimiser_state_dict"), path)
         file.num_updates = int(number(contents.get("iter_idx", -1), f"{path}: iter_idx")) + 1
-        if contents.get("beta") is not None:
-            file.beta = number(contents["beta"], f"{path}: beta")
-        if contents.get("err_ema") is not None:
-            file.error_average = number(contents["err_ema"], f"{path}: err_ema")
+        file.beta = _numbers(contents, ("beta", "beta_sri"), path)
+        file.error_average = _numbers(contents, ("err_ema", "err_sri_ema"), path)
         return file
     if "model" in contents and "step" in contents:  # EfficientMORL's repository
         file = OfficialFile(path, _state(contents["model"], path))
@@ -154,7 +153,7 @@ def _state(state: Any, path: str) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: entry {key!r} is not stored in full, expected a dense tensor")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: value for key, value in state.items() if not re.match(LEGACY, key)}
+    return modern_names({key: value for key, value in state.items() if not re.match(LEGACY, key)})
 
 
 def _num_bytes(tensor: Tensor) -> int:
@@ -170,6 +169,12 @@ def _optimizer(state: Any, path: str) -> dict[str, Any] | None:
     if not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
         raise CheckpointError(f"{path}: the optimiser's param_groups hold no lists of parameters")
     return dict(state)
+
+
+def _numbers(contents: Mapping[str, Any], names: tuple[str, ...], path: str) -> tuple[float, ...] | None:
+    """Those of `names` that are there; None if none is."""
+    found = [number(contents[name], f"{path}: {name}") for name in names if contents.get(name) is not None]
+    return tuple(found) or None
 
 
 def number(value: Any, name: str) -> float:

@@ -1,7 +1,7 @@
 """The Slot Attention module and its position embedding (Locatello et al., 2020, Algorithm 1)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,13 @@ from lightning_genesis.precision import full_precision
 
 ATTENTION_FLOOR = 1e-8
 """Added to the attention of every pixel, so that a slot that no pixel attends to has a mean to take."""
+ENCODER_STRIDES = {0: (1, 1, 1, 1), 1: (1, 2, 1, 1), 2: (1, 2, 2, 1), 3: (1, 2, 2, 2)}
+"""By the number of halvings; (1, 2, 2, 1) is the paper's set prediction model."""
+Implementation = Literal["official", "emorl"]
+POSITION_ORDER: dict[str, tuple[int, ...]] = {"official": (0, 1, 2, 3), "emorl": (2, 0, 1, 3)}
+"""Of row, column, 1 - row, 1 - column; EMORL's repository has 1 - row, row, column, 1 - column."""
+LAYER_NORM_EPSILON = {"official": 1e-3, "emorl": 1e-5}
+"""The defaults of Keras and of PyTorch."""
 
 
 class AttendedSlots(NamedTuple):
@@ -20,6 +27,22 @@ class AttendedSlots(NamedTuple):
     """`[B, K, D]`."""
     log_attention: Tensor
     """Attention of the last iteration, normalised over slots, log, `[B, K, N]`."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares every input out among the slots, and gives each slot the mean of what it won.
+
+    Args:
+        query: of the slots, scaled, `[B, K, D]`.
+        key: of the inputs, `[B, D, N]`.
+        value: of the inputs, `[B, N, D]`.
+
+    Returns:
+        the means `[B, K, D]`, and the log of the shares, normalised over slots, `[B, K, N]`.
+    """
+    log_attention = (query @ key).log_softmax(dim=1)
+    attention = log_attention.exp() + ATTENTION_FLOOR
+    return (attention @ value) / attention.sum(dim=2, keepdim=True), log_attention
 
 
 class SlotAttentionModule(nn.Module):
@@ -72,9 +95,7 @@ class SlotAttentionModule(nn.Module):
             log_attention = slots.new_zeros(())
             for _ in range(num_iterations):
                 query = self.query(self.norm_slots(slots)) * slots.shape[2] ** -0.5
-                log_attention = (query @ key).log_softmax(dim=1)  # [B, K, N]
-                attention = log_attention.exp() + ATTENTION_FLOOR
-                update = (attention @ value) / attention.sum(dim=2, keepdim=True)
+                update, log_attention = attend(query, key, value)
                 slots = self.gru(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
                 slots = slots + self.mlp(self.norm_mlp(slots))
         return AttendedSlots(slots, log_attention)
@@ -106,7 +127,11 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps `[N, dim, size, size]`, with their position."""
-        return maps + self.projection(self.features).permute(2, 0, 1)
+        return maps + self.map()
+
+    def map(self) -> Tensor:
+        """What is added, `[dim, size, size]`."""
+        return self.projection(self.features).permute(2, 0, 1)
 
 
 class SameConv2d(nn.Conv2d):
@@ -153,3 +178,48 @@ class SameConvTranspose2d(nn.ConvTranspose2d):
         """Maps `[B, in_channels, S, S]` to `[B, out_channels, stride * S, stride * S]`."""
         side = self.stride[0] * input.shape[3]
         return super().forward(input, output_size)[..., :side, :side]
+
+
+class PixelEncoder(nn.Module):
+    """Features of every pixel: convolutions, position, an MLP. Base of networks that attend to pixels.
+
+    Args:
+        image_size: side of the images.
+        feature_dim: width F.
+        stages: times the convolutions halve the image, see `ENCODER_STRIDES`.
+        implementation: "official" or "emorl", for the layer normalisation and the order of the positions.
+    """
+
+    def __init__(
+        self, image_size: int, feature_dim: int, stages: int, implementation: Implementation
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.feature_side = image_size
+        for index, stride in enumerate(ENCODER_STRIDES[stages]):
+            layers += [SameConv2d(feature_dim if index else 3, feature_dim, 5, stride), nn.ReLU(inplace=True)]
+            self.feature_side = -(-self.feature_side // stride)
+        self.encoder = nn.Sequential(*layers)
+        self.position = PositionEmbedding(feature_dim, self.feature_side, POSITION_ORDER[implementation])
+        self.pixel_mlp = nn.Sequential(
+            nn.LayerNorm(feature_dim, LAYER_NORM_EPSILON[implementation]),
+            nn.Linear(feature_dim, feature_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(feature_dim, feature_dim),
+        )
+
+    def masks(self, log_attention: Tensor, images: Tensor) -> Tensor:
+        """Attention `[B, K, N]`, log, as log-masks of the size of the images, `[B, K, 1, H, W]`.
+
+        Where the map is smaller than the image it is interpolated and normalised again, without a gradient.
+        """
+        log_masks = log_attention.unflatten(2, (self.feature_side, self.feature_side))
+        if self.feature_side != images.shape[3]:
+            resized = F.interpolate(log_masks.detach(), images.shape[2:], mode="bilinear")
+            log_masks = resized.log_softmax(dim=1)
+        return log_masks.unsqueeze(2)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Features `[B, N, F]` of images `[B, 3, H, W]` in [0, 1]; the network sees [-1, 1]."""
+        features = self.position(self.encoder(2.0 * images - 1.0))
+        return self.pixel_mlp(features.flatten(2).transpose(1, 2))

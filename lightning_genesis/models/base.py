@@ -1,12 +1,12 @@
 """What all models have in common: the steps, the optimiser, compilation, and the names that are logged."""
 
 from collections.abc import Callable, Mapping
+from math import log
 from pathlib import Path
 from typing import Any, Self, cast
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -23,6 +23,8 @@ from lightning_genesis.metrics import (
     mean_squared_error,
     segmentation_metrics,
 )
+from lightning_genesis.metrics.slot_count import slot_count_error
+from lightning_genesis.metrics.used import used_on_any_rank
 from lightning_genesis.objectives import GECO, Objective
 from lightning_genesis.objectives.base import objective_from_plain
 from lightning_genesis.random_state import random_states, set_random_state
@@ -34,6 +36,11 @@ OPTIMIZERS = (*FUSED_OPTIMIZERS, "RMSprop")
 """Optimisers of which `FiniteGate` can hold back a step: RMSprop, as configured here, has no momentum."""
 EVALUATION_SEED = 0
 """Seed of the noise in validation, test and predict; the image's index does the rest."""
+IMAGE_MEANS = (
+    *("elbo", "bits_per_dim", "nll", "kl", "mse", "num_active", "num_active_mae"),
+    *("importance_bound", "importance_bits_per_dim"),
+)
+"""What is averaged over the images of an evaluation, besides the scores of the segmentation."""
 
 
 class SceneModel(pl.LightningModule):
@@ -57,6 +64,10 @@ class SceneModel(pl.LightningModule):
     """
 
     branches: tuple[str, ...] = ()
+    own_scores: tuple[str, ...] = ()
+    """Names of what `score_own` adds to an evaluation."""
+    scene_dim: int | None = None
+    """Size S of the scene variable; `sample` of a model that has one takes `scene_latent` `[B, S]`."""
     network: nn.Module
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -86,6 +97,8 @@ class SceneModel(pl.LightningModule):
         self._num_logged = 0
         self.stop_requested = self.stop_agreed = False
         """A signal has asked this rank to stop; all ranks know of it. See `StopOnSignal`."""
+        self.importance_samples = 0
+        """Samples of the importance-weighted bound that `test` adds; 0 for none."""
         self.segmentation_scores = nn.ModuleDict()
         self.image_means = nn.ModuleDict()
         for stage in ("val", "test"):
@@ -97,7 +110,7 @@ class SceneModel(pl.LightningModule):
                 prefix=f"{stage}/", postfix="_attention"
             )
             self.image_means[stage] = nn.ModuleDict(
-                {name: PerImageMean() for name in ("elbo", "bits_per_dim", "nll", "kl", "mse", "num_active")}
+                {name: PerImageMean() for name in (*IMAGE_MEANS, *self.own_scores)}
             )
         # β is the same on all ranks already, and must not change between a forward and its backward.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
@@ -118,6 +131,37 @@ class SceneModel(pl.LightningModule):
         """Evidence lower bound, nats per image `[B]`; None for a model without a likelihood."""
         raise NotImplementedError
 
+    def score_own(self, scene: Scene, images: Tensor) -> dict[str, Tensor]:
+        """What only this model has to say of an evaluation, by the names of `own_scores`, each `[B]`."""
+        return {}
+
+    def log_weight(self, images: Tensor, noise: Noise | None = None) -> Tensor:
+        """`log p(x, z) - log q(z | x)` at one sample, normalised likelihood, nats per image `[B]`.
+
+        Raises:
+            ConfigurationError: if the model has no likelihood.
+        """
+        raise ConfigurationError(f"{type(self).__name__} has no likelihood, and so no bound on it")
+
+    @torch.no_grad()
+    def importance_bound(self, images: Tensor, index: Tensor, num_samples: int) -> Tensor:
+        """`log mean_s exp(log_weight_s)`, nats per image, float64 `[B]`; on average no less than the ELBO.
+
+        The first sample is that of the ELBO. One sample at a time, so memory does not grow with their number.
+
+        Args:
+            images: `[B, 3, H, W]`.
+            index: position of each in its split, `[B]`; its samples depend on nothing else.
+            num_samples: number of samples S.
+
+        Source: Burda et al., "Importance weighted autoencoders", 2016, Equation 8.
+        """
+        total = torch.full((len(images),), -torch.inf, dtype=torch.float64, device=images.device)
+        for seed in range(EVALUATION_SEED, EVALUATION_SEED + num_samples):
+            log_weight = self.log_weight(images, IndexedNoise(seed, index))
+            total = torch.logaddexp(total, log_weight.double())
+        return total - log(num_samples)
+
     def sample(
         self,
         num_images: int,
@@ -131,6 +175,20 @@ class SceneModel(pl.LightningModule):
             ConfigurationError: if the model has no prior to sample from.
         """
         raise ConfigurationError(f"{type(self).__name__} has no prior over scenes and cannot sample")
+
+    def representation(self, scene: Scene) -> Tensor:
+        """All latents of an image in one vector, slot after slot, then the scene's, `[B, F]`.
+
+        What probes read. Slots not in use are zero.
+        """
+        slots = scene.slot_latents
+        if slots is None:
+            raise ConfigurationError(f"{type(self).__name__} has no latents")
+        if scene.num_active is not None:
+            used = torch.arange(slots.shape[1], device=slots.device) < scene.num_active[:, None]
+            slots = slots * used[..., None]
+        parts = [slots.flatten(1), *([scene.latents["scene_sample"]] if self.scene_dim is not None else [])]
+        return torch.cat(parts, dim=1)
 
     # ---------------------------------------------------------------- steps
 
@@ -187,36 +245,53 @@ class SceneModel(pl.LightningModule):
         """Scores a batch of the validation split."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Scores a batch of the test split."""
-        self._evaluate(batch, "test")
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Scores a batch of the test split.
+
+        Returns:
+            for callbacks: the `scene`, and `values` by name, each `[B]`.
+        """
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Scene:
         """The scene of a batch, with noise that belongs to each image."""
         return self(batch["image"], IndexedNoise(EVALUATION_SEED, batch["index"]))
 
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
         images = batch["image"]
         scene = self.predict_step(batch, 0)
         terms = self.loss_terms(scene, images)
         elbo = self.elbo(scene, images)
-        values = {"mse": mean_squared_error(scene.reconstruction, images)}
+        values = {"mse": mean_squared_error(scene.reconstruction, images), **self.score_own(scene, images)}
         if elbo is not None:
             values["elbo"] = elbo
             values["bits_per_dim"] = bits_per_dimension(elbo, images[0].numel())
             reported = terms[self.branches[-1]]
             values["nll"], values["kl"] = reported.nll, reported.total_kl
-        if scene.num_active is not None:
-            values["num_active"] = scene.num_active
+        if stage == "test" and self.importance_samples:
+            bound = self.importance_bound(images, batch["index"], self.importance_samples)
+            values["importance_bound"] = bound
+            values["importance_bits_per_dim"] = bits_per_dimension(bound, images[0].numel())
+        segmented = "segmentation" in batch and self.num_slots > 1
+        num_active = scene.num_active
+        if segmented:
+            if num_active is None:
+                num_active = torch.full((len(images),), scene.num_slots, device=images.device)
+            background = self.hparams["num_background"]
+            values["num_active_mae"] = slot_count_error(num_active, batch["segmentation"], background)
+        if num_active is not None:
+            values["num_active"] = num_active
         for name, value in values.items():
             cast(PerImageMean, cast(nn.ModuleDict, self.image_means[stage])[name]).update(value)
-        if "segmentation" not in batch or self.num_slots == 1:
-            return
+        outputs = {"scene": scene, "values": values}
+        if not segmented:
+            return outputs
         kinds: tuple[MaskKind, ...] = ("decoded", "attention")
         kinds = kinds if scene.attention_log_masks is not None else kinds[:1]
         for kind in kinds:
             scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
             scores.update(scene.segmentation(kind), batch["segmentation"])
+        return outputs
 
     def on_validation_start(self) -> None:
         """Sends the buffers of rank 0, such as running means, to all ranks.
@@ -238,18 +313,14 @@ class SceneModel(pl.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        """Logs every metric that any rank has updated: one without an image has to join in its reduction."""
+        """Logs every metric that any rank has updated."""
         means = cast(nn.ModuleDict, self.image_means[stage])
         metrics: dict[str, Any] = {f"{stage}/{name}": metric for name, metric in means.items()}
         for kind in ("decoded", "attention"):
             scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
             metrics.update(scores.items(keep_base=False, copy_state=False))
-        used = torch.tensor([metric.update_called for metric in metrics.values()], device=self.device).int()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(used, op=dist.ReduceOp.MAX)
-        for (name, metric), is_used in zip(metrics.items(), used.tolist(), strict=True):
-            if is_used:
-                self.log(name, metric)
+        for name in used_on_any_rank(metrics, self.device):
+            self.log(name, metrics[name])
 
     # ---------------------------------------------------------------- optimisation
 

@@ -274,6 +274,18 @@ class Genesis(SceneModel):
         """Posterior `mean`, `scale` and `sample` of every slot, each `[B, K, M + C]`."""
         return self.network.infer(images, noise)[0]
 
+    def representation(self, scene: Scene) -> Tensor:
+        """See `SceneModel`. In GENESIS without the last slot's mask latent, as it makes no mask.
+
+        656 numbers for the published model with nine slots; 576 for GENESIS-S, which leaves nothing out.
+        """
+        features = super().representation(scene)
+        mask_dim, component_dim = self.network.dims
+        start = (self.num_slots - 1) * (mask_dim + component_dim)
+        if not component_dim:
+            return features
+        return torch.cat([features[:, :start], features[:, start + mask_dim :]], dim=1)
+
     def decode(self, latents: Tensor) -> Scene:
         """Scene of latents `[B, K, M + C]`; any number of slots, or one if the model has one."""
         components, log_masks = self.network.decode(latents)
@@ -284,8 +296,14 @@ class Genesis(SceneModel):
 
         `p(z^m_k | z^m_1 ... z^m_{k-1})` (Equation 1) and `p(z^c_k | z^m_k)` (Equation 2).
         """
+        return self._prior(latents)
+
+    def _prior(self, latents: Tensor, scene_latent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         masks, components = latents.split(self.network.dims, dim=2)
-        mask_prior = _standard_normal(masks) if self.slot_prior is None else self.slot_prior(masks)
+        if self.slot_prior is None:
+            mask_prior = _standard_normal(masks)
+        else:
+            mask_prior = self.slot_prior(masks, scene_latent)
         component_prior = self._component_prior(masks, components)
         mean, scale = (torch.cat(pair, dim=2) for pair in zip(mask_prior, component_prior, strict=True))
         return mean, scale
@@ -329,6 +347,16 @@ class Genesis(SceneModel):
         Raises:
             ConfigurationError: if a model of one slot is asked for more.
         """
+        return self._sample(num_images, num_slots, temperature, noise)
+
+    def _sample(
+        self,
+        num_images: int,
+        num_slots: int | None,
+        temperature: float,
+        noise: Noise | None,
+        scene_latent: Tensor | None = None,
+    ) -> Scene:
         num_slots = num_slots or self.num_slots
         if self.num_slots == 1 and num_slots != 1:
             raise ConfigurationError(
@@ -343,7 +371,8 @@ class Genesis(SceneModel):
             if self.slot_prior is None:
                 masks = temperature * masks
             else:
-                masks = self.slot_prior.rollout(masks, temperature, bounded=not self.released_sampler)
+                bounded = not self.released_sampler
+                masks = self.slot_prior.rollout(masks, temperature, bounded, scene_latent)
             parts.append(masks)
         if component_dim:
             draws = draw_normal(noise, (*shape, component_dim), like)
@@ -354,11 +383,15 @@ class Genesis(SceneModel):
     def _nll(self, scene: Scene, images: Tensor) -> Tensor:
         return mixture_nll(images, scene.components, scene.log_masks, self.std)
 
+    def _prior_of(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The slots' prior at the sample of a scene."""
+        return self.prior(scene.latents["sample"])
+
     def _latent_kl(self, scene: Scene, analytic: bool) -> dict[str, Tensor]:
         """KL of each kind of latent, summed over slots, `[B]`."""
         posterior = [scene.latents[name] for name in STATISTICS]
         with full_precision(posterior[0]):
-            prior = self.prior(scene.latents["sample"])
+            prior = self._prior_of(scene)
         kl = {}
         dims = self.network.dims
         parts = zip(*(value.split(dims, dim=2) for value in (*posterior, *prior)), strict=True)

@@ -4,6 +4,7 @@ Engelcke, Parker Jones, Posner: "GENESIS-V2: Inferring Unordered Object Represen
 Refinement", NeurIPS 2021.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,12 +18,13 @@ from lightning_genesis.layers.unet import num_unet_blocks
 from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.objectives import (
+    Likelihood,
     Objective,
+    check_likelihood,
     gaussian_kl,
-    gaussian_nll,
     mask_kl,
-    mixture_nll,
     sampled_gaussian_kl,
+    scene_nll,
 )
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal, draw_uniform
@@ -36,6 +38,45 @@ class Posterior(NamedTuple):
     mean: Tensor
     scale: Tensor
     sample: Tensor
+
+
+class GenesisV2Decoder(TransposedConvDecoder):
+    """Decodes every slot on its own into components and masks.
+
+    Args: see `GenesisV2`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        latent_dim: int,
+        feature_dim: int,
+        decoder_stages: int,
+        decoder_norm: bool,
+        component_activation: Activation,
+    ) -> None:
+        if component_activation not in ("sigmoid", "linear"):
+            raise ConfigurationError(
+                f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
+            )
+        super().__init__(latent_dim, 4, image_size, feature_dim, decoder_stages, decoder_norm)
+        self.component_activation = component_activation
+
+    def decode(self, latents: Tensor, num_active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Components `[B, K, 3, H, W]` and log-masks `[B, K, 1, H, W]` of latents `[B, K, D]`.
+
+        Slots not in use get no mask, so an image's result does not depend on its neighbours in the batch.
+        """
+        decoded = self(latents.flatten(0, 1)).float().unflatten(0, latents.shape[:2])
+        with full_precision(decoded):
+            components, logits = decoded[:, :, :3], decoded[:, :, 3:]
+            if self.component_activation == "sigmoid":
+                components = components.sigmoid()
+            if num_active is not None:
+                logits = logits.masked_fill(
+                    ~used_slots(num_active, latents)[..., None, None, None], -torch.inf
+                )
+            return components, logits.log_softmax(dim=1)
 
 
 class GenesisV2Network(nn.Module):
@@ -61,11 +102,6 @@ class GenesisV2Network(nn.Module):
         component_activation: Activation,
     ) -> None:
         super().__init__()
-        if component_activation not in ("sigmoid", "linear"):
-            raise ConfigurationError(
-                f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
-            )
-        self.component_activation = component_activation
 
         def group_norm(channels: int) -> nn.Module:
             return nn.GroupNorm(8, channels)
@@ -93,9 +129,16 @@ class GenesisV2Network(nn.Module):
             nn.ReLU(inplace=True),
             posterior,
         )
-        self.decoder = TransposedConvDecoder(
-            latent_dim, 4, image_size, feature_dim, decoder_stages, decoder_norm
+        self.make_decoder = partial(
+            GenesisV2Decoder,
+            image_size,
+            latent_dim,
+            feature_dim,
+            decoder_stages,
+            decoder_norm,
+            component_activation,
         )
+        self.decoder = self.make_decoder()
 
     def colour(
         self, images: Tensor, scores: Tensor, num_slots: int, min_pixels: float | None = None
@@ -136,20 +179,8 @@ class GenesisV2Network(nn.Module):
         return colouring, Posterior(mean, scale, sample)
 
     def decode(self, latents: Tensor, num_active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Components `[B, K, 3, H, W]` and log-masks `[B, K, 1, H, W]` of latents `[B, K, D]`.
-
-        Slots not in use get no mask, so an image's result does not depend on its neighbours in the batch.
-        """
-        decoded = self.decoder(latents.flatten(0, 1)).float().unflatten(0, latents.shape[:2])
-        with full_precision(decoded):
-            components, logits = decoded[:, :, :3], decoded[:, :, 3:]
-            if self.component_activation == "sigmoid":
-                components = components.sigmoid()
-            if num_active is not None:
-                logits = logits.masked_fill(
-                    ~used_slots(num_active, latents)[..., None, None, None], -torch.inf
-                )
-            return components, logits.log_softmax(dim=1)
+        """See `GenesisV2Decoder.decode`."""
+        return self.decoder.decode(latents, num_active)
 
     def forward(
         self, images: Tensor, noise: Noise | None, num_slots: int, min_pixels: float | None
@@ -224,7 +255,7 @@ class GenesisV2(SceneModel):
         kernel: KernelName = "gaussian",
         semi_convolutional: bool = True,
         autoregressive_prior: bool = True,
-        likelihood: Literal["mixture", "gaussian"] = "mixture",
+        likelihood: Likelihood = "mixture",
         std: float = 0.7,
         normalized_likelihood: bool = True,
         mask_consistency: bool = False,
@@ -244,7 +275,9 @@ class GenesisV2(SceneModel):
         metric_convention: Convention = "genesis",
         compile: str | None = None,
     ) -> None:
-        _check_architecture(num_slots, image_size, latent_dim, feature_dim, decoder_stages, std, likelihood)
+        num_unet_blocks(image_size)
+        check_architecture(num_slots, image_size, latent_dim, feature_dim, decoder_stages)
+        check_likelihood(likelihood, std)
         super().__init__(locals())
         self.network = GenesisV2Network(
             num_slots,
@@ -292,6 +325,10 @@ class GenesisV2(SceneModel):
         components, log_masks = self.network.decode(latents)
         return Scene(components=components, log_masks=log_masks, latents={"sample": latents})
 
+    def make_decoder(self) -> GenesisV2Decoder:
+        """A new decoder like the model's own, freshly initialised, for SRI."""
+        return self.network.make_decoder()
+
     def prior(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale of `p(z_k | z_1 ... z_{k-1})` at latents `[B, K, D]`, each `[B, K, D]`."""
         if self.slot_prior is None:
@@ -331,22 +368,33 @@ class GenesisV2(SceneModel):
             temperature: factor on the scale of every latent.
             noise: draws `[num_images, K, D]` from here.
         """
-        like = self.network.decoder.grid
+        return self._sample(num_images, num_slots, temperature, noise)
+
+    def _sample(
+        self,
+        num_images: int,
+        num_slots: int | None,
+        temperature: float,
+        noise: Noise | None,
+        scene_latent: Tensor | None = None,
+    ) -> Scene:
         shape = (num_images, num_slots or self.num_slots, self.latent_dim)
-        latents = draw_normal(noise, shape, like)
+        latents = draw_normal(noise, shape, self.network.decoder.grid)
         if self.slot_prior is None:
             return self.decode(temperature * latents)
-        return self.decode(self.slot_prior.rollout(latents, temperature))
+        return self.decode(self.slot_prior.rollout(latents, temperature, scene=scene_latent))
 
     def _nll(self, scene: Scene, images: Tensor, normalized: bool) -> Tensor:
-        if self.likelihood == "mixture":
-            return mixture_nll(images, scene.components, scene.log_masks, self.std, normalized)
-        return gaussian_nll(images, scene.reconstruction, self.std, normalized)
+        return scene_nll(images, scene, self.likelihood, self.std, normalized)
+
+    def _prior_of(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The slots' prior at the sample of a scene."""
+        return self.prior(scene.latents["sample"])
 
     def _latent_kl(self, scene: Scene, analytic: bool) -> Tensor:
         mean, scale, sample = (scene.latents[name] for name in ("mean", "scale", "sample"))
         with full_precision(sample):
-            prior = self.prior(sample)
+            prior = self._prior_of(scene)
         if analytic:
             kl = gaussian_kl(mean, scale, *prior)
         else:
@@ -356,16 +404,14 @@ class GenesisV2(SceneModel):
         return kl.sum(dim=1)
 
 
-def _check_architecture(
-    num_slots: int,
-    image_size: int,
-    latent_dim: int,
-    feature_dim: int,
-    decoder_stages: int,
-    std: float,
-    likelihood: str,
+def check_architecture(
+    num_slots: int, image_size: int, latent_dim: int, feature_dim: int, decoder_stages: int
 ) -> None:
-    num_unet_blocks(image_size)
+    """Refuses sizes that the decoder has no place for.
+
+    Raises:
+        ConfigurationError: if there is one.
+    """
     if num_slots < 1:
         raise ConfigurationError(f"num_slots={num_slots} is too small: use at least 1")
     if latent_dim < 1:
@@ -380,7 +426,3 @@ def _check_architecture(
             f"a grid of side image_size / 2^decoder_stages, which must be a whole number of at least 2; "
             f"use an image_size that is a multiple of {2 ** max(decoder_stages, 1)}, or fewer stages"
         )
-    if not std > 0.0:
-        raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")
-    if likelihood not in ("mixture", "gaussian"):
-        raise ConfigurationError(f"likelihood={likelihood!r} is unknown: use 'mixture' or 'gaussian'")

@@ -10,31 +10,27 @@ from math import sqrt
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.slot_attention import (
-    PositionEmbedding,
-    SameConv2d,
-    SameConvTranspose2d,
+    ENCODER_STRIDES,
+    LAYER_NORM_EPSILON,
+    POSITION_ORDER,
+    Implementation,
+    PixelEncoder,
     SlotAttentionModule,
 )
+from lightning_genesis.layers.slot_decoder import SlotDecoder
 from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.objectives import FixedBeta, Objective
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
-from lightning_genesis.schedules import warmup_and_decay
+from lightning_genesis.schedules import check_decay, warmup_and_decay
 
-Implementation = Literal["official", "emorl"]
 DecoderName = Literal["big", "small"]
-POSITION_ORDER: dict[str, tuple[int, ...]] = {"official": (0, 1, 2, 3), "emorl": (2, 0, 1, 3)}
-"""Of row, column, 1 - row, 1 - column; EMORL's repository has 1 - row, row, column, 1 - column."""
-LAYER_NORM_EPSILON = {"official": 1e-3, "emorl": 1e-5}
-"""The defaults of Keras and of PyTorch."""
-ENCODER_STRIDES = {0: (1, 1, 1, 1), 1: (1, 2, 1, 1), 2: (1, 2, 2, 1), 3: (1, 2, 2, 2)}
-"""By the number of halvings; (1, 2, 2, 1) is the paper's set prediction model."""
 
 
 class Inference(NamedTuple):
@@ -46,52 +42,7 @@ class Inference(NamedTuple):
     """Attention of the last iteration at the size of the image, normalised over slots, `[B, K, 1, H, W]`."""
 
 
-class SlotDecoder(nn.Module):
-    """Decodes a slot into RGB and a mask logit by spatial broadcasting (Locatello et al., Section 3.1).
-
-    Args: see `SlotAttention`.
-    """
-
-    def __init__(
-        self,
-        slot_dim: int,
-        image_size: int,
-        hidden_dim: int,
-        kind: DecoderName,
-        num_stages: int,
-        implementation: Implementation,
-    ) -> None:
-        super().__init__()
-
-        def double(channels: int) -> nn.Module:
-            if implementation == "official":
-                return SameConvTranspose2d(channels, hidden_dim, 5, stride=2)
-            return nn.ConvTranspose2d(channels, hidden_dim, 5, stride=2, padding=2, output_padding=1)
-
-        layers: list[nn.Module] = []
-        if kind == "big":
-            self.side = image_size // 2**num_stages
-            for stage in range(num_stages):
-                layers += [double(hidden_dim if stage else slot_dim), nn.ReLU(inplace=True)]
-            channels = hidden_dim if num_stages else slot_dim
-            layers += [SameConvTranspose2d(channels, hidden_dim, 5), nn.ReLU(inplace=True)]
-            layers += [SameConvTranspose2d(hidden_dim, 4, 3)]
-        else:
-            self.side = image_size + 6  # every convolution takes a border of one pixel away
-            for stage in range(3):
-                conv = nn.Conv2d(hidden_dim if stage else slot_dim, hidden_dim, 5, padding=1)
-                layers += [conv, nn.ReLU(inplace=True)]
-            layers += [nn.Conv2d(hidden_dim, 4, 3, padding=1)]
-        self.position = PositionEmbedding(slot_dim, self.side, POSITION_ORDER[implementation])
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, slots: Tensor) -> Tensor:
-        """Maps slots `[N, D]` to `[N, 4, S, S]`, raw."""
-        maps = slots[:, :, None, None].expand(-1, -1, self.side, self.side)
-        return self.layers(self.position(maps))
-
-
-class SlotAttentionNetwork(nn.Module):
+class SlotAttentionNetwork(PixelEncoder):
     """Encoder, Slot Attention and decoder; the slots are folded into the batch in the decoder.
 
     Args: see `SlotAttention`.
@@ -109,22 +60,8 @@ class SlotAttentionNetwork(nn.Module):
         decoder_stages: int,
         implementation: Implementation,
     ) -> None:
-        super().__init__()
-        self.implementation = implementation
-        epsilon = LAYER_NORM_EPSILON[implementation]
-        layers: list[nn.Module] = []
-        self.feature_side = image_size
-        for index, stride in enumerate(ENCODER_STRIDES[encoder_stages]):
-            layers += [SameConv2d(feature_dim if index else 3, feature_dim, 5, stride), nn.ReLU(inplace=True)]
-            self.feature_side = -(-self.feature_side // stride)
-        self.encoder = nn.Sequential(*layers)
-        self.position = PositionEmbedding(feature_dim, self.feature_side, POSITION_ORDER[implementation])
-        self.pixel_mlp = nn.Sequential(
-            nn.LayerNorm(feature_dim, epsilon),
-            nn.Linear(feature_dim, feature_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(feature_dim, feature_dim),
-        )
+        super().__init__(image_size, feature_dim, encoder_stages, implementation)
+        self.implementation, epsilon = implementation, LAYER_NORM_EPSILON[implementation]
         self.attention = SlotAttentionModule(
             feature_dim, slot_dim, mlp_dim, norm_inputs=implementation == "official", epsilon=epsilon
         )
@@ -160,31 +97,19 @@ class SlotAttentionNetwork(nn.Module):
     def start(self, noise: Noise | None, images: Tensor, num_slots: int) -> Tensor:
         """Slots before the first iteration, drawn from one Gaussian, `[B, K, D]`."""
         mean, raw = self.initial_slots.chunk(2, dim=1)
-        if self.implementation == "official":
-            scale = raw.exp()
-        else:
-            scale = (F.softplus(raw.clamp(max=80.0)) + 1e-5).sqrt()
+        scale = raw.exp() if self.implementation == "official" else softplus_scale(raw)
         shape = (len(images), num_slots, mean.shape[1])
         return mean + scale * draw_normal(noise, shape, images)
 
     def infer(self, images: Tensor, noise: Noise | None, num_slots: int, num_iterations: int) -> Inference:
         """Slots of images in [0, 1]; draws noise `[B, K, D]`."""
-        features = self.position(self.encoder(2.0 * images - 1.0))
-        pixels = self.pixel_mlp(features.flatten(2).transpose(1, 2))  # [B, N, F]
+        pixels = self.pixels(images)
         slots, log_attention = self.attention(pixels, self.start(noise, images, num_slots), num_iterations)
-        log_masks = log_attention.unflatten(2, (self.feature_side, self.feature_side))
-        if self.feature_side != images.shape[3]:
-            resized = F.interpolate(log_masks.detach(), images.shape[2:], mode="bilinear")
-            log_masks = resized.log_softmax(dim=1)
-        return Inference(slots, log_masks.unsqueeze(2))
+        return Inference(slots, self.masks(log_attention, images))
 
     def decode(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Components in the range of the images `[B, K, 3, H, W]` and log-masks `[B, K, 1, H, W]`."""
-        decoded = self.decoder(slots.flatten(0, 1)).float().unflatten(0, slots.shape[:2])
-        with full_precision(decoded):
-            raw, logits = decoded[:, :, :3], decoded[:, :, 3:]
-            components = 0.5 * (raw + 1.0) if self.implementation == "official" else raw.sigmoid()
-            return components, logits.log_softmax(dim=1)
+        return self.decoder.decode(slots)
 
     def forward(
         self, images: Tensor, noise: Noise | None, num_slots: int, num_iterations: int
@@ -373,15 +298,4 @@ def _check_options(options: dict[str, object]) -> None:
             raise ConfigurationError(
                 f"{name}={options[name]!r} is unknown: use one of {', '.join(map(str, known))}"
             )
-    rate = options["decay_rate"]
-    if not isinstance(rate, float | int) or not 0.0 < rate <= 1.0:
-        raise ConfigurationError(f"decay_rate={rate!r} is no decay: use a number above 0 and up to 1")
-    image_size, stages = options["image_size"], options["decoder_stages"]
-    assert isinstance(image_size, int)
-    assert isinstance(stages, int)
-    if options["decoder"] == "big" and (image_size % 2**stages or image_size < 2 ** (stages + 1)):
-        raise ConfigurationError(
-            f"decoder_stages={stages} does not fit image_size={image_size}: the decoder starts from a grid "
-            f"of side image_size / 2^decoder_stages, which must be a whole number of at least 2; use an "
-            f"image_size that is a multiple of {2**stages}, fewer stages, or decoder=small"
-        )
+    check_decay(options["decay_rate"])

@@ -1,6 +1,6 @@
 """What every objective has in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,16 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def weights(self) -> Tensor:
+        """Weights of the error and of the divergences of every branch in the gradient of the loss now.
+
+        For an inference that follows this gradient (EfficientMORL).
+
+        Returns:
+            `[2, branches]`.
+        """
+        raise NotImplementedError
+
     def update(self, finite: Tensor | None = None) -> None:
         """Moves the state after an optimiser step, with what `forward` saw since the last one.
 
@@ -55,10 +65,22 @@ class Objective(nn.Module):
         return {}
 
 
+def weighted_means(terms: dict[str, Terms]) -> tuple[Tensor, Tensor]:
+    """`Σ_steps weight mean nll` and `Σ_steps weight mean KL` of every branch, each `[branches]`."""
+    nll = torch.stack([_over_steps(term, lambda step: step.nll) for term in terms.values()])
+    kl = torch.stack([_over_steps(term, lambda step: step.total_kl) for term in terms.values()])
+    return nll, kl
+
+
+def _over_steps(term: Terms, value: Callable[[Terms], Tensor]) -> Tensor:
+    last = term.weight * value(term).mean()
+    earlier = [step.weight * value(step).mean() for step in term.steps]
+    return torch.stack([*earlier, last]).sum() if earlier else last
+
+
 def weighted_sum(terms: dict[str, Terms], beta: Tensor) -> Tensor:
-    """`Σ_branches weight (mean nll + β mean KL)`; `beta` has one entry per branch."""
-    nll = torch.stack([term.weight * term.nll.mean() for term in terms.values()])
-    kl = torch.stack([term.weight * term.total_kl.mean() for term in terms.values()])
+    """`Σ_branches Σ_steps weight (mean nll + β mean KL)`; `beta` has one entry per branch."""
+    nll, kl = weighted_means(terms)
     return (nll + beta * kl).sum()
 
 

@@ -41,6 +41,11 @@ class FixedBeta(Objective):
         del num_dimensions
         return weighted_sum(terms, self.beta)
 
+    def weights(self) -> Tensor:
+        """See `Objective.weights`."""
+        beta = self.beta.expand(len(self.branches))
+        return torch.stack([torch.ones_like(beta), beta])
+
     @torch.no_grad()
     def update(self, finite: Tensor | None = None) -> None:
         """Counts the step."""

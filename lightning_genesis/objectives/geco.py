@@ -79,12 +79,19 @@ class GECO(Objective):
 
     def forward(self, terms: dict[str, Terms], num_dimensions: int) -> Tensor:
         """See `Objective.forward`. In training the error is kept for `update`."""
+        self._remember(terms, num_dimensions)
+        return weighted_sum(terms, self.beta)
+
+    def _remember(self, terms: dict[str, Terms], num_dimensions: int) -> None:
         if self.training:
             self._num_dimensions = num_dimensions
             error = torch.stack([term.nll.detach().mean() for term in terms.values()])
             self._error = error if self._error is None else self._error + error
             self._micro_batches += 1
-        return weighted_sum(terms, self.beta)
+
+    def weights(self) -> Tensor:
+        """See `Objective.weights`."""
+        return torch.stack([torch.ones_like(self.beta), self.beta])
 
     @torch.no_grad()
     def update(self, finite: Tensor | None = None) -> None:
@@ -96,15 +103,18 @@ class GECO(Objective):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(error)
             error = error / dist.get_world_size()
-        average = torch.where(
-            self.step == 0, error, self.smoothing * self.average + (1.0 - self.smoothing) * error
-        )
-        beta = self.next_beta(self.beta, average, self._num_dimensions)
+        average, beta = self._moved(error)
         keep = torch.isfinite(average + beta).all()  # a checkpoint never holds a state that is not finite
         keep = keep if finite is None else finite & keep
         self.beta.copy_(torch.where(keep, beta, self.beta))
         self.average.copy_(torch.where(keep, average, self.average))
         self.step.add_(keep.to(self.step))
+
+    def _moved(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Average and β after a step with this error, one entry per branch."""
+        moved = self.smoothing * self.average + (1.0 - self.smoothing) * error
+        average = torch.where(self.step == 0, error, moved)
+        return average, self.next_beta(self.beta, average, self._num_dimensions)
 
     def next_beta(self, beta: Tensor, average: Tensor, num_dimensions: int) -> Tensor:
         """β after its update, by an average of the error that has moved already; one entry per branch."""

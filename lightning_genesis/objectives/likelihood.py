@@ -1,10 +1,15 @@
 """Likelihoods of an image under a scene, float32 whatever the autocast, in nats per image."""
 
 from math import log, pi
+from typing import Literal
 
 from torch import Tensor
 
+from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.precision import full_precision
+from lightning_genesis.scene import Scene
+
+Likelihood = Literal["mixture", "gaussian"]
 
 
 def _log_normaliser(std: float, normalized: bool) -> float:
@@ -53,3 +58,22 @@ def gaussian_nll(images: Tensor, reconstruction: Tensor, std: float, normalized:
     with full_precision(images):
         squared = (images.float() - reconstruction.float()).square().sum(dim=(1, 2, 3))
         return squared * (0.5 / std**2) + _log_normaliser(std, normalized) * images[0].numel()
+
+
+def check_likelihood(likelihood: str, std: float) -> None:
+    """Refuses what `scene_nll` does not know.
+
+    Raises:
+        ConfigurationError: if there is no such likelihood, or `std` is not positive.
+    """
+    if likelihood not in ("mixture", "gaussian"):
+        raise ConfigurationError(f"likelihood={likelihood!r} is unknown: use 'mixture' or 'gaussian'")
+    if not std > 0.0:
+        raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")
+
+
+def scene_nll(images: Tensor, scene: Scene, likelihood: Likelihood, std: float, normalized: bool) -> Tensor:
+    """`mixture_nll` of a scene's slots, or `gaussian_nll` of its reconstruction; see there, `[B]`."""
+    if likelihood == "mixture":
+        return mixture_nll(images, scene.components, scene.log_masks, std, normalized)
+    return gaussian_nll(images, scene.reconstruction, std, normalized)

@@ -20,6 +20,7 @@ class Tiny:
             other numbers on several ranks: a named exception.
         variants: further options that leave out a part of the model.
         double: compare in float64, because the model amplifies rounding.
+        one_slot: the model can do with a single slot.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -27,6 +28,7 @@ class Tiny:
     mixing: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     double: bool = False
+    one_slot: bool = True
 
 
 TINY: dict[str, Tiny] = {
@@ -42,6 +44,44 @@ TINY: dict[str, Tiny] = {
     # Instance normalisation of nearly constant maps: in float32, 2e-3 of the largest gradient after 50 steps.
     "MONet": Tiny({"latent_dim": 8}, double=True),
     "VAE": Tiny({"latent_dim": 8}),
+    "SRI": Tiny(
+        {"encoder_options": {"feature_dim": 16, "latent_dim": 8}, "scene_dim": 16, "hidden_dim": 16},
+        variants=(
+            {"scene_dim": None},
+            {"order": "none", "cross_order_kl": False, "autoregressive_posterior": False},
+            {"shared_decoder": True, "segregation_loss": False},
+            {
+                "encoder": "emorl",
+                "encoder_options": {
+                    "latent_dim": 8,
+                    "feature_dim": 8,
+                    "decoder_dim": 8,
+                    "num_refinements": 1,
+                },
+            },
+        ),
+    ),
+    "EfficientMORL": Tiny(
+        {
+            "latent_dim": 8,
+            "feature_dim": 8,
+            "decoder": "big",
+            "decoder_dim": 8,
+            "decoder_stages": 2,
+            "num_refinements": 2,
+            "curriculum_steps": 3,
+            "warmup_steps": 1,
+            "objective": {
+                "class_path": "lightning_genesis.objectives.softplus_geco.SoftplusGECO",
+                "init_args": {"warmup_steps": 2},
+            },
+        },
+        variants=({"num_layers": 1}, {"prior": "bottom_up"}),
+    ),
+    "SceneGenesis": Tiny(
+        {"mask_dim": 8, "component_dim": 8, "norm": "instance", "scene_dim": 16}, one_slot=False
+    ),
+    "SceneGenesisV2": Tiny({"feature_dim": 16, "latent_dim": 8, "scene_dim": 16}),
     "SlotAttention": Tiny(
         {
             "slot_dim": 8,
