@@ -29,6 +29,12 @@ COMMANDS = {
     "validate": "score on the validation split: validate --config runs/NAME/config.yaml --ckpt_path best",
     "test": "score on the test split: test --config runs/NAME/config.yaml --ckpt_path best",
     "predict": "write masks and components of images: predict --config ... --ckpt_path best",
+    "sample": "draw new scenes from the prior: sample runs/NAME --output samples",
+    "figures": "draw the papers' figures of a run: figures runs/NAME",
+    "label": "a page on which people label samples, offline: label runs/NAME --output page.html",
+    "probe": "what a model's latents tell of an image: probe runs/NAME",
+    "sweep": "train and test several seeds, then report: sweep --config FILE --seeds 0,1,2",
+    "report": "tables, curves and pictures of runs beside the papers: report runs/*-seed*",
     "prepare": "build a dataset's store: prepare multi_dsprites --root data",
     "export": "write a run's weights as safetensors: export runs/NAME weights.safetensors",
     "import": "make the authors' checkpoints ours: import model.ckpt-FINAL --flags flags.json",
@@ -74,6 +80,42 @@ def _import(args: Sequence[str]) -> None:
     main(args)
 
 
+def _sample(args: Sequence[str]) -> None:
+    from lightning_genesis.sampling import main
+
+    main(args)
+
+
+def _figures(args: Sequence[str]) -> None:
+    from lightning_genesis.figures.command import main
+
+    main(args)
+
+
+def _sweep(args: Sequence[str]) -> None:
+    from lightning_genesis.sweep import main
+
+    main(args)
+
+
+def _report(args: Sequence[str]) -> None:
+    from lightning_genesis.report import main
+
+    main(args)
+
+
+def _label(args: Sequence[str]) -> None:
+    from lightning_genesis.labelling import main
+
+    main(args)
+
+
+def _probe(args: Sequence[str]) -> None:
+    from lightning_genesis.probes import main
+
+    main(args)
+
+
 def _demo(args: Sequence[str]) -> None:
     from lightning_genesis.demo import main
 
@@ -84,7 +126,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command; what a user can mend is shown as one line.
 
     Returns:
-        0; 2 after an error that a user can mend; 75 if a signal stopped a run, which is saved.
+        0; 1 if part of the work could not be done; 2 after an error that a user can mend; 75 if a signal
+        stopped a run, which is saved.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -102,7 +145,18 @@ def main(args: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    own = {"prepare": _prepare, "export": _export, "import": _import, "demo": _demo}
+    own = {
+        "sample": _sample,
+        "figures": _figures,
+        "sweep": _sweep,
+        "report": _report,
+        "label": _label,
+        "probe": _probe,
+        "prepare": _prepare,
+        "export": _export,
+        "import": _import,
+        "demo": _demo,
+    }
     return _run(own.get(command) or _training(command), rest)
 
 

@@ -25,3 +25,9 @@ class Stopped(UserError, RuntimeError):
 
     exit_code = 75
     """EX_TEMPFAIL: run the same command again."""
+
+
+class Incomplete(UserError, RuntimeError):
+    """The command did what it could, and something is missing; each such thing has been named before."""
+
+    exit_code = 1

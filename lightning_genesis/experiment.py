@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 import sys
 import warnings
@@ -19,12 +20,16 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from data_modules import SceneDataModule
 from lightning_genesis.callbacks.checkpoints import CheckpointOptions, RunCheckpoints
+from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.pictures import Pictures
 from lightning_genesis.callbacks.predictions import PredictionWriter
 from lightning_genesis.callbacks.progress import ProgressBar, Throughput
+from lightning_genesis.callbacks.protocol import ProtocolScores
+from lightning_genesis.callbacks.results import ResultWriter
 from lightning_genesis.callbacks.rollback import Rollback, RollbackOptions
 from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
 from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
+from lightning_genesis.callbacks.structure import StructureCallback
 from lightning_genesis.checkpoint import (
     DurableCheckpointIO,
     check_model,
@@ -36,6 +41,8 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.messages import check_config_files, explain
 from lightning_genesis.models import SceneModel
+from lightning_genesis.protocols import ProtocolName, find_protocol
+from lightning_genesis.results import Checkpoint
 from lightning_genesis.run import find_checkpoint, read_last_good
 
 LINKS = ("num_slots", "image_size", "num_background")
@@ -70,7 +77,8 @@ class RunOptions:
     """Where a run writes.
 
     Args:
-        name: of the run; by default the experiment's file name and the seed.
+        name: of the run; by default the experiment's file name and the seed, with the run's id between them
+            in a sweep of W&B.
         root: folder of all runs.
         wandb: log to W&B as well.
     """
@@ -150,6 +158,17 @@ class ExperimentCLI(LightningCLI):
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
         parser.add_class_arguments(RollbackOptions, "rollback")
         parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_argument(
+            "--protocol", type=ProtocolName | None, default=None, help="test: score a paper's images as well"
+        )
+        parser.add_argument(
+            "--importance_samples",
+            type=int,
+            default=0,
+            help="test: samples of an importance-weighted bound on the likelihood; 0 for none",
+        )
+        parser.add_lightning_class_args(FIDCallback, "fid")
+        parser.add_lightning_class_args(StructureCallback, "structure")
         for name in LINKS:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
@@ -166,7 +185,13 @@ class ExperimentCLI(LightningCLI):
 
     def _refuse_linked_values(self, model: Any) -> None:
         module, _, kind = model.class_path.rpartition(".")
-        defaults = inspect.signature(getattr(import_module(module), kind)).parameters
+        bases = reversed(getattr(import_module(module), kind).__mro__)
+        # a constructor may hand on `**options` to the one of its base
+        defaults = {
+            name: parameter
+            for base in bases
+            for name, parameter in inspect.signature(base.__init__).parameters.items()
+        }
         for name in LINKS:
             value = (model.get("init_args") or {}).get(name)
             if value is not None and (name not in defaults or value != defaults[name].default):
@@ -183,6 +208,9 @@ class ExperimentCLI(LightningCLI):
                 else config.model.class_path.split(".")[-1]
             )
             config.run.name = f"{stem}-seed{config.seed_everything}"
+            # runs of a sweep of W&B may differ in more than the seed
+            if {"WANDB_SWEEP_ID", "WANDB_RUN_ID"} <= os.environ.keys():
+                config.run.name = f"{stem}-{os.environ['WANDB_RUN_ID']}-seed{config.seed_everything}"
         self.run_options = RunOptions(**config.run.as_dict())
 
     def _is_new_run(self, config: Any) -> bool:
@@ -229,6 +257,41 @@ class ExperimentCLI(LightningCLI):
         elif config.init_from is not None:
             load_weights(self.model, config.init_from)
             rank_zero_info(f"starting at step 0 from the weights of {config.init_from}")
+        if self.subcommand == "test":
+            self._set_up_test(config)
+
+    def _set_up_test(self, config: Any) -> None:
+        samples = config.importance_samples
+        if samples < 0:
+            raise ConfigurationError(f"importance_samples: {samples}, expected 0 or more")
+        if samples and type(self.model).log_weight is SceneModel.log_weight:
+            kind = type(self.model).__name__
+            raise ConfigurationError(
+                f"importance_samples: {samples}, but {kind} has no likelihood; leave it out"
+            )
+        self.model.importance_samples = samples
+        if config.protocol is not None:
+            self.datamodule.test_split = find_protocol(config.protocol).split
+
+    def _evaluation_callbacks(self, config: Any) -> list[Callback]:
+        """What `test` adds: FID, S-Acc, the protocol's images, the file of results."""
+        callbacks: list[Callback] = [self._get(self.config_init, name) for name in ("fid", "structure")]
+        if config.protocol is not None:
+            callbacks.append(ProtocolScores(config.protocol, find_protocol(config.protocol)))
+        folder, seed = self.run_options.folder, config.seed_everything
+        writer = ResultWriter(
+            folder,
+            experiment=folder.name.removesuffix(f"-seed{seed}"),
+            seed=seed if type(seed) is int else None,
+            checkpoint=self._checkpoint_evaluated(config.ckpt_path),
+            options={"importance_samples": config.importance_samples},
+        )
+        return [*callbacks, writer]
+
+    def _checkpoint_evaluated(self, path: str | None) -> Checkpoint | None:
+        if path is None or self.checkpoint is None:
+            return None
+        return Checkpoint.of(Path(path), self.run_options.folder, self.checkpoint.get("global_step", 0))
 
     def _compare(self, path: str, checkpoint: dict[str, Any]) -> None:
         """A resumed run must be the run that was saved; an evaluation may differ where the user says so."""
@@ -268,6 +331,8 @@ class ExperimentCLI(LightningCLI):
                 callbacks += [RunCheckpoints(run.folder / "checkpoints", options), StopOnSignal()]
             rollback = RollbackOptions(**config.rollback.as_dict())
             callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput()]
+        if self.subcommand == "test" and not trainer["fast_dev_run"]:
+            callbacks += self._evaluation_callbacks(config)
         if trainer["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         trainer["default_root_dir"] = str(run.folder)

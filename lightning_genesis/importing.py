@@ -5,7 +5,6 @@ flags.json next to it, as far as they tell; every option of our model can be giv
 before them.
 """
 
-import argparse
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +18,13 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.experiment import LINKS
 from lightning_genesis.interop.official import OFFICIAL, OfficialModel, find_official, import_official
 from lightning_genesis.interop.reading import read_official
-from lightning_genesis.messages import explain
+from lightning_genesis.messages import CommandParser, explain
 
 OUTPUTS = (".ckpt", ".safetensors")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ConfigurationError(f"import: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="lightning-genesis import", description=__doc__, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-genesis import", description=__doc__)
     parser.add_argument("file", type=Path, help="an official checkpoint, or a state dict")
     parser.add_argument("--model", choices=OFFICIAL, help="what it holds")
     parser.add_argument("--num_slots", type=int, help="number of slots K")

@@ -108,7 +108,7 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     """A W&B logger that neither blocks nor asks: without an account or a connection it works offline.
 
     The id of the run is kept in the folder, so that a resumed run continues it. `WANDB_MODE`, if set, decides
-    alone; `WANDB_PROJECT` names another project.
+    alone; `WANDB_PROJECT` names another project. In a sweep of W&B, its agent chooses the id and the project.
     """
     import wandb
 
@@ -119,7 +119,7 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     if not identity.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = identity.with_suffix(".tmp")
-        temporary.write_text(secrets.token_hex(4))
+        temporary.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
         temporary.replace(identity)
     run_id = identity.read_text().strip() if identity.is_file() else None
     project = os.environ.get("WANDB_PROJECT", "lightning-genesis")

@@ -1,15 +1,37 @@
 """Turns the argument parser's explanations into one line that names what would have worked."""
 
+import argparse
 import json
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
 from lightning_genesis.errors import ConfigurationError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command of our own, with errors of one line.
+
+    Args:
+        prog: as in "lightning-genesis sample".
+        description: shown by `--help`.
+    """
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what the command shows as one line.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(f"{self.prog.split()[-1]}: {message}")
 
 
 def check_config_files(arguments: Sequence[str]) -> None:

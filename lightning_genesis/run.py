@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_genesis.checkpoint import check_model, read_checkpoint, weights_of
 from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.messages import check_config_files
 
 if TYPE_CHECKING:
     from data_modules import SceneDataModule
@@ -110,12 +111,53 @@ def load(path: str | Path, checkpoint: str | None = None) -> tuple["SceneModel",
     return build_model(contents, path), build_data(data)
 
 
-def read_data_config(run: Path) -> dict[str, Any]:
-    """The `data` section of a run's configuration.
+def load_with_data(
+    command: str,
+    run: Path,
+    *,
+    checkpoint: str | None = None,
+    data: Path | None = None,
+    root: str | None = None,
+) -> tuple["SceneModel", "SceneDataModule"]:
+    """The model that a command was given, and the data that it was trained on, or others.
+
+    Args:
+        command: for messages.
+        run: a run's folder, a `.safetensors` or a `.ckpt`.
+        checkpoint: of a run's folder, "best" or "last"; the best there is if None.
+        data: file of another data section; a `.ckpt` needs it.
+        root: where the data are, if not where the run has them.
 
     Raises:
-        CheckpointError: if the folder has no configuration.
-        ConfigurationError: if it cannot be read, or has no such section.
+        CheckpointError: if there is no readable checkpoint.
+        ConfigurationError: if the data are unknown or of another image size.
+    """
+    if data is not None:
+        if not data.is_file():
+            raise ConfigurationError(f"{command}: --data {data}: no such file")
+        check_config_files(["--config", str(data)])
+        file = find_checkpoint(run, checkpoint) if run.is_dir() else run
+        model = build_model(read_checkpoint(file), file)
+        module = build_data(yaml.safe_load(data.read_text(encoding="utf-8")))
+    elif run.is_dir() or run.suffix == ".safetensors":
+        model, module = load(run, checkpoint)
+    else:
+        raise ConfigurationError(f"{command}: {run} does not say which data it belongs to: give --data")
+    if module.image_size != model.image_size:
+        raise ConfigurationError(
+            f"{command}: {run} is for images of {model.image_size} px, but the data are of "
+            f"{module.image_size} px"
+        )
+    module.root = root or module.root
+    return model, module
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's configuration.
+
+    Raises:
+        CheckpointError: if the folder has none.
+        ConfigurationError: if it cannot be read.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -125,9 +167,21 @@ def read_data_config(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigurationError(f"{file}: not a readable configuration ({reason})") from error
-    data = config.get("data") if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def read_data_config(run: Path) -> dict[str, Any]:
+    """The `data` section of a run's configuration.
+
+    Raises:
+        CheckpointError: if the folder has no configuration.
+        ConfigurationError: if it cannot be read, or has no such section.
+    """
+    data = read_config(run).get("data")
     if not isinstance(data, dict):
-        raise ConfigurationError(f"{file}: data is {data!r}, expected class_path and init_args")
+        raise ConfigurationError(
+            f"{run / 'config.yaml'}: data is {data!r}, expected class_path and init_args"
+        )
     return data
 
 

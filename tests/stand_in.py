@@ -1,11 +1,18 @@
-"""A network in the place of Inception, small and the same in every process."""
+"""A network in the place of Inception and sprites in the place of towers, the same in every process."""
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_modules import MultiDSprites
 from lightning_genesis.callbacks.fid import FIDCallback
+
+
+class SpriteTowers(MultiDSprites):
+    """Takes its sprites for towers of blocks."""
+
+    shows_towers = True
 
 
 class StandIn(nn.Module):

@@ -32,7 +32,7 @@ TINY = {
     },
     "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
     "checkpoint": {"last_every": 2, "keep_every": 4},
-    "pictures": {"num_images": 2, "every": 4},
+    "pictures": {"num_images": 2, "every": 4, "walk_frames": 2},
     "run": {"wandb": False},
 }
 Command = Callable[..., int]

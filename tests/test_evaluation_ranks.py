@@ -1,4 +1,4 @@
-"""A whole test, FID and protocol included: every model, and one process against several."""
+"""A whole test, FID, S-Acc and protocol included: every model, and one process against several."""
 
 import json
 import shutil
@@ -34,6 +34,8 @@ def test_two_ranks_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         {"class_path": "tests.stand_in.StandInFID", "init_args": {"batch_size": 3}}
     ]
     config["fid"] = {"num_images": 0}
+    config["data"]["class_path"] = "tests.stand_in.SpriteTowers"
+    config["structure"] = {"num_images": 5, "batch_size": 2}
     done = start(tmp_path, "test", "two", config, *ARGUMENTS, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     monkeypatch.chdir(tmp_path)
@@ -47,8 +49,9 @@ def test_two_ranks_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folders = [tmp_path / "runs" / name for name in ("two", "one")]
     two, one = map(numbers, folders)
     assert two.keys() == one.keys() == {"test", "test-genesisv2"}
+    expected = {"fid", "fid_round", "kid", "kid_round", "importance_bound", "s_acc", "num_blocks"}
     for name, result in one.items():
-        assert {"fid", "fid_round", "kid", "kid_round", "importance_bound"} <= result["metrics"].keys()
+        assert expected <= result["metrics"].keys()
         assert two[name]["metrics"] == pytest.approx(result["metrics"], rel=1e-5, abs=1e-6)
         assert (two[name]["num_images"], two[name]["options"]) == (7, result["options"])
     logs = [rows(folder / "test.csv", ("test/", "genesisv2/")) for folder in folders]

@@ -97,7 +97,7 @@ class ResultWriter(pl.Callback):
             "structure": next((found.options for found in structures if found.options), None),
         }
         deviations = general_deviations(split, about)
-        logged = {
+        logged: dict[str, float | None] = {
             name.removeprefix(STAGE): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith(STAGE)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import Tensor
 
 from data_modules import SceneDataModule
@@ -28,17 +27,16 @@ from lightning_genesis.figures.inference import (
     score_labels,
 )
 from lightning_genesis.figures.walk import random_walk, walk_frames, write_gif
-from lightning_genesis.messages import CommandParser, check_config_files
+from lightning_genesis.messages import CommandParser
 from lightning_genesis.metrics import mean_squared_error
 from lightning_genesis.metrics.structural_accuracy import judge_towers
 from lightning_genesis.models import SceneModel
-from lightning_genesis.run import build_data, load
+from lightning_genesis.run import load_with_data
 from lightning_genesis.sampling import (
     BATCH_SIZE,
     check_numbers,
     find_device,
     join,
-    load_model,
     sample_batches,
     setting_name,
 )
@@ -321,7 +319,7 @@ def main(args: Sequence[str]) -> None:
     dreams: dict[str, Scene] = {}
     for number, run in enumerate(options.run):
         folder = _folder(run, options)
-        model, data = _load(run, options)
+        model, data = load_with_data("figures", run, data=options.data, root=options.root)
         figures = RunFigures(
             model.to(device),
             data,
@@ -369,26 +367,3 @@ def _folder(run: Path, options: Namespace) -> Path:
     if run.is_dir():
         return run / "figures"
     raise ConfigurationError(f"figures: {run} is no run's folder: give --output")
-
-
-def _load(run: Path, options: Namespace) -> tuple[SceneModel, SceneDataModule]:
-    """The model of a run, and the data that it was trained on or those of `--data`."""
-    if options.data is not None:
-        model, data = load_model(run), _read_data(options.data)
-    elif run.is_dir() or run.suffix == ".safetensors":
-        model, data = load(run)
-    else:
-        raise ConfigurationError(f"figures: {run} does not say which data it belongs to: give --data")
-    if data.image_size != model.image_size:
-        raise ConfigurationError(
-            f"figures: {run} is for images of {model.image_size} px, but the data are of {data.image_size} px"
-        )
-    data.root = options.root or data.root
-    return model, data
-
-
-def _read_data(path: Path) -> SceneDataModule:
-    if not path.is_file():
-        raise ConfigurationError(f"figures: --data {path}: no such file")
-    check_config_files(["--config", str(path)])
-    return build_data(yaml.safe_load(path.read_text(encoding="utf-8")))

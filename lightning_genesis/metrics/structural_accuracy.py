@@ -51,8 +51,8 @@ class Towers(NamedTuple):
 
     @property
     def correct(self) -> Tensor:
-        """Whether all blocks touch and none overlap: what S-Acc counts, bool `[B]`."""
-        return self.connected & ~self.overlapping
+        """Whether two blocks or more all touch and none overlap: what S-Acc counts, bool `[B]`."""
+        return self.connected & ~self.overlapping & (self.num_blocks > 1)
 
     @property
     def stable(self) -> Tensor:
@@ -85,7 +85,8 @@ def judge_towers(segmentation: Tensor, images: Tensor, rules: TowerRules | None 
     Raises:
         ValueError: if shapes do not fit.
 
-    Source: the SRI paper's S-Acc ("all blocks of the stack touch"), which people labelled; this is ours.
+    Source: the SRI paper, Section 5.3, whose S-Acc ("all blocks in the stack are touching each other") people
+    have labelled; this judgement is ours.
     """
     expected = (len(segmentation), 3, *segmentation.shape[1:])
     if segmentation.dim() != 3 or tuple(images.shape) != expected:

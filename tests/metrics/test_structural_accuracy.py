@@ -82,6 +82,12 @@ def test_nothing_but_background() -> None:
     assert verdict(*scene()) == (False, False, False, 0)
 
 
+def test_one_block_is_no_tower() -> None:
+    towers = judge_towers(*scene(GOOD[0]))
+    assert (towers.connected.item(), towers.num_blocks.item()) == (True, 1)
+    assert not towers.correct.item()
+
+
 def test_background_in_several_slots_one_of_them_in_the_middle() -> None:
     ids, images = scene(*GOOD)
     alone = verdict(ids, images)

@@ -221,12 +221,8 @@ def test_flawed_towers(flaw: shapestacks.Flaw) -> None:
             assert left_to_right[0].min() < left_to_right[1].max()
             assert left_to_right[1].min() < left_to_right[0].max()
         else:
-            moved = [cloud(block, rng) for block in other.blocks[number:]]
-            volumes = [
-                block.volume / len(points) for block, points in zip(other.blocks[number:], moved, strict=True)
-            ]
-            sides = [(points @ right).sum() * volume for points, volume in zip(moved, volumes, strict=True)]
-            mass = sum(sides) / sum(len(p) * v for p, v in zip(moved, volumes, strict=True))
+            middles = [(cloud(block, rng) @ right).mean() for block in other.blocks[number:]]
+            mass = np.average(middles, weights=[block.volume for block in other.blocks[number:]])
             beside = max(left_to_right[0].min() - mass, mass - left_to_right[0].max())
             assert beside == pytest.approx(amount, abs=0.12)
             assert shift[2] == 0

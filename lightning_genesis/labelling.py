@@ -1,0 +1,268 @@
+"""`lightning-genesis label SAMPLES --output page.html`: a page on which a person labels samples, offline.
+
+SAMPLES is a folder of PNGs, such as `sample --images` writes, or a run's folder, a .ckpt or a .safetensors.
+Of a model, samples are drawn, and what the automatic judgement says of them is written beside the page, as
+page.automatic.json.
+
+`lightning-genesis label --agreement A.json B.json` compares two files of answers.
+"""
+
+import hashlib
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.files import replacing
+from lightning_genesis.labelling_page import Images, make_page
+from lightning_genesis.messages import CommandParser
+from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
+from lightning_genesis.sampling import find_device, load_model, sample_batches
+
+FORMAT = 1
+NUM_IMAGES = 100
+"""As many as the SRI paper's authors labelled per model."""
+QUESTION = "Do all blocks of the tower touch?"
+"""As in the SRI paper, Section 5.3: "all blocks in the stack are touching each other"."""
+MAX_PNG_BYTES = 4_000_000
+MAX_ANSWER_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one labeller said about one set of images."""
+
+    labeller: str
+    question: str
+    images: str
+    """Digest of the images, see `digest`."""
+    answers: dict[str, bool]
+    """By the image's name."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two labellers agree on the images that both have answered."""
+
+    both_yes: int
+    only_first: int
+    only_second: int
+    both_no: int
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return self.both_yes + self.only_first + self.only_second + self.both_no
+
+    @property
+    def share(self) -> float:
+        """Share of the images with the same answer; NaN without images."""
+        return (self.both_yes + self.both_no) / self.count if self.count else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of `share`, 95 %."""
+        return wilson_interval(self.both_yes + self.both_no, self.count)
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa: agreement beyond chance, at most 1; NaN where both give one and the same answer.
+
+        Source: Cohen, "A coefficient of agreement for nominal scales", 1960.
+        """
+        first, second = self.both_yes + self.only_first, self.both_yes + self.only_second
+        chance = first * second + (self.count - first) * (self.count - second)
+        if chance == self.count**2:
+            return float("nan")
+        return (self.count * (self.both_yes + self.both_no) - chance) / (self.count**2 - chance)
+
+
+def agreement(first: Answers, second: Answers) -> Agreement:
+    """Counts the images that both have answered."""
+    pairs = [(yes, second.answers[name]) for name, yes in first.answers.items() if name in second.answers]
+    cells = ((True, True), (True, False), (False, True), (False, False))
+    return Agreement(*(pairs.count(cell) for cell in cells))
+
+
+def digest(images: Images) -> str:
+    """SHA-256 of names and pixels: answers to other images are not compared."""
+    found = hashlib.sha256()
+    for name, image in sorted(images.items()):
+        found.update(f"{name} {image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+# ---------------------------------------------------------------- command
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-genesis label", description=__doc__)
+    parser.add_argument("samples", type=Path, nargs="?", help="a folder of PNGs, or a model")
+    parser.add_argument("--output", type=Path, help="a .html file")
+    parser.add_argument("--agreement", type=Path, nargs=2, metavar="JSON", help="files of answers to compare")
+    parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="the first this many")
+    parser.add_argument("--question", default=QUESTION, help="what to answer with yes or no")
+    parser.add_argument("--seed", type=int, default=0, help="of a model's samples")
+    parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs the command.
+
+    Raises:
+        CheckpointError: if a model's file is not there or damaged.
+        ConfigurationError: if an option is wrong or missing, a file is not what it should be, or the model
+            has no prior.
+    """
+    options = _parser().parse_args(list(args))
+    if options.agreement is not None:
+        if options.samples is not None or options.output is not None:
+            raise ConfigurationError("label: --agreement takes two files of answers and nothing else")
+        first, second = (read_answers(path) for path in options.agreement)
+        if first.images != second.images:
+            raise ConfigurationError(
+                f"label: {options.agreement[0]} is about the images {first.images[:12]}, "
+                f"{options.agreement[1]} about {second.images[:12]}: expected the same"
+            )
+        print(_report(first, second))
+        return
+    if options.samples is None or options.output is None:
+        raise ConfigurationError(
+            "label: expected SAMPLES and --output page.html, or --agreement A.json B.json"
+        )
+    if options.output.suffix != ".html":
+        raise ConfigurationError(f"label: --output {options.output} should end in .html")
+    if options.num_images < 1:
+        raise ConfigurationError(f"label: --num_images {options.num_images}, expected 1 or more")
+    _write(options)
+
+
+def _write(options: Namespace) -> None:
+    samples, output = options.samples, options.output
+    is_model = not samples.is_dir() or (samples / "checkpoints").is_dir()
+    images, judged = _draw(options) if is_model else (read_images(samples, options.num_images), {})
+    about = digest(images)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as temporary:
+        temporary.write_text(make_page(images, options.question, about, FORMAT), encoding="utf-8")
+    print(f"{samples} -> {output}: {len(images)} images; open it in a browser, offline if you like")
+    if judged:
+        path = output.with_suffix(".automatic.json")
+        write_answers(path, Answers("automatic", QUESTION, about, judged))
+        share = sum(judged.values()) / len(judged)
+        low, high = wilson_interval(sum(judged.values()), len(judged))
+        print(f"  {path}: automatic S-Acc {share:.1%} [{low:.1%}, {high:.1%}]")
+        print(f"  compare: lightning-genesis label --agreement ANSWERS.json {path}")
+    elif is_model:
+        print("  no automatic judgement: a model of one slot has no masks")
+
+
+@torch.no_grad()
+def _draw(options: Namespace) -> tuple[Images, dict[str, bool]]:
+    """Samples of a model, as `sample` draws them, and which are towers; nothing if they have no masks."""
+    model = load_model(options.samples).to(find_device(options.device, "label"))
+    images: Images = {}
+    judged: dict[str, bool] = {}
+    for scene in sample_batches(model, options.num_images, seed=options.seed):
+        names = [f"{len(images) + number:06d}.png" for number in range(len(scene.components))]
+        pixels = scene.reconstruction.clamp(0.0, 1.0).cpu()
+        if scene.num_slots > 1:
+            towers = judge_towers(scene.segmentation(), pixels)
+            judged |= zip(names, towers.correct.tolist(), strict=True)
+        levels = (pixels * 255 + 0.5).byte().movedim(1, -1).numpy()  # rounded as `sample` does
+        images |= zip(names, levels, strict=True)
+    return images, judged
+
+
+def _report(first: Answers, second: Answers) -> str:
+    found = agreement(first, second)
+    if not found.count:
+        raise ConfigurationError("label: no image has been answered by both")
+    low, high = found.interval
+    names = (first.labeller, second.labeller)
+    width = max(map(len, names))
+    yes = (found.both_yes + found.only_first, found.both_yes + found.only_second)
+    lines = [f"{found.count} images answered by both: {first.question}"]
+    for name, count in zip(names, yes, strict=True):
+        ends = wilson_interval(count, found.count)
+        lines.append(f"  {name:{width}}  yes {count / found.count:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]")
+    lines += [
+        f"  both yes {found.both_yes}, only {names[0]} {found.only_first}, only {names[1]} "
+        f"{found.only_second}, both no {found.both_no}",
+        f"agreement {found.share:.1%} [{low:.1%}, {high:.1%}]",
+        f"Cohen's kappa {found.kappa:.3f}"
+        if found.kappa == found.kappa
+        else "Cohen's kappa is not defined: both always give the same answer",
+    ]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_images(folder: Path, count: int) -> Images:
+    """The first PNGs by name in a folder's folder `images`, or in itself.
+
+    Raises:
+        ConfigurationError: if there is none, or one is no PNG.
+    """
+    places = (folder / "images", folder)
+    paths = next((found for place in places if (found := sorted(place.glob("*.png")))), [])[:count]
+    if not paths:
+        raise ConfigurationError(f"label: {folder}: no PNGs there; `sample --images` writes some")
+    images: Images = {}
+    for path in paths:
+        if (size := path.stat().st_size) > MAX_PNG_BYTES:
+            raise ConfigurationError(
+                f"label: {path}: {size:,} bytes, expected a sample of {MAX_PNG_BYTES:,} at most"
+            )
+        try:
+            with Image.open(path, formats=("PNG",)) as picture:
+                images[path.name] = np.asarray(picture.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ConfigurationError(f"label: {path}: no readable PNG ({error})") from error
+    return images
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Writes answers as the page does."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, **asdict(answers)}, indent=1) + "\n", "utf-8")
+
+
+def read_answers(path: Path) -> Answers:
+    """Answers that the page or `write_answers` has written.
+
+    Raises:
+        ConfigurationError: if the file is something else; names the key, what it is and what was expected.
+    """
+    try:
+        if path.stat().st_size > MAX_ANSWER_BYTES:
+            raise ConfigurationError(f"{path}: {path.stat().st_size:,} bytes, expected a file of answers")
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigurationError(f"{path}: not readable as JSON ({reason})") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
+        raise ConfigurationError(f"{path}: `format` is {found!r}, expected {FORMAT}")
+    for key in ("labeller", "question", "images"):
+        if type(contents.get(key)) is not str:
+            raise ConfigurationError(f"{path}: `{key}` is {contents.get(key)!r}, expected str")
+    answers: Any = contents.get("answers")
+    if not isinstance(answers, dict):
+        raise ConfigurationError(f"{path}: `answers` is {answers!r}, expected images with true or false")
+    for name, yes in answers.items():
+        if type(yes) is not bool:
+            raise ConfigurationError(f"{path}: `answers.{name}` is {yes!r}, expected true or false")
+    return Answers(contents["labeller"], contents["question"], contents["images"], answers)
