@@ -126,7 +126,7 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     settings = wandb.Settings(silent=True, console="off") if offline else None
     logger = WandbLogger(
         name=name,
-        save_dir=folder,
+        save_dir=folder.resolve(),  # W&B's service keeps the working directory that it was started in
         id=run_id,
         project=project,
         offline=offline,
