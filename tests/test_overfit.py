@@ -8,8 +8,6 @@ import torch
 from benchmarks.overfit import HEADER, SETTINGS, overfit, row
 
 SLOT_MODELS = ("GENESIS-V2", "GENESIS", "GENESIS-S", "MONet", "Slot Attention")
-LEAST = {"BD-VAE": 9}
-"""Times that the error has to fall, where it is not 10: BD-VAE was seen to reach 9.7 (docs/results.md)."""
 
 
 @pytest.mark.slow
@@ -23,7 +21,7 @@ def test_error_falls_ten_times(name: str, tmp_path: Path, capsys: pytest.Capture
         torch.set_num_threads(threads)
     with capsys.disabled():
         print(f"\n{HEADER}\n{row(name, result)}")
-    assert result.untrained >= LEAST.get(name, 10) * result.trained
+    assert result.untrained >= 10 * result.trained
     # A model that draws no sprites has the constant image's error, which an untrained one's may be far above.
     assert result.constant > result.trained
     assert (result.ari_fg is not None) == (name in SLOT_MODELS)
