@@ -94,7 +94,7 @@ SETTINGS = {
             "learning_rate": 1e-3,
         },
     ),
-    "BD-VAE": Setting(VAE, steps=9000, batch_size=4, beta=0.01, options=VAES | {"learning_rate": 1e-3}),
+    "BD-VAE": Setting(VAE, steps=12_500, batch_size=4, beta=0.01, options=VAES | {"learning_rate": 1e-3}),
     "DC-VAE": Setting(
         VAE, steps=1200, batch_size=8, beta=0.1, options=VAES | {"decoder": "deconv", "learning_rate": 1e-3}
     ),

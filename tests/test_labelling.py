@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,8 @@ from lightning_genesis.labelling_page import make_page
 from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
 from lightning_genesis.models import VAE, GenesisV2, SlotAttention
 from lightning_genesis.sampling import sample_batches
+from tests.browser import needs_browser, open_page
 from tests.weights_file import export
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -103,7 +100,7 @@ def test_a_text_cannot_end_the_script() -> None:
     assert "<h1>Is &lt;it&gt; @IMAGES@ &amp; so?</h1>" in page
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@needs_browser
 def test_the_page_in_a_browser(folder: Path) -> None:
     """Keys, buttons, progress, what is stored and what is downloaded, by a script at the page's end."""
     assert main(["label", "samples", "--output", "page.html"]) == 0
@@ -121,11 +118,9 @@ def test_the_page_in_a_browser(folder: Path) -> None:
     </script></body>"""
     page = (folder / "page.html").read_text().replace("</body>", script)
     (folder / "tried.html").write_text(page)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
-    command = [str(BROWSER), *options, "--dump-dom", f"file://{folder}/tried.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    found = re.search(r"RESULT(.*)END", done.stdout)
-    assert found, done.stderr[-2000:]
+    shown, messages = open_page(folder / "tried.html", folder / "profile")
+    found = re.search(r"RESULT(.*)END", shown)
+    assert found, messages[-2000:]
     seen = json.loads(found[1])
     assert seen["answers"] == {
         "format": 1,

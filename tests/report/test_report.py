@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,25 +13,9 @@ from PIL import Image
 
 from lightning_genesis.cli import main
 from lightning_genesis.report.runs import read_run
+from tests.browser import needs_browser, open_page
 from tests.report.fake_runs import add_result, make_run
 
-BROWSER = next(
-    (
-        path
-        for name in ("chromium-headless-shell", "chromium", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--enable-logging=stderr",
-    ),
-]
 METRICS = {"ari_fg": 0.85, "ari_fg_attention": 0.8, "msc_fg": 0.6, "elbo": -7040.0, "fid": 52.0, "mse": 0.01}
 
 
@@ -162,23 +144,15 @@ addEventListener('load', () => { document.body.dataset.seen = JSON.stringify({
 """The page has no script; this one looks at it."""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium found")
+@needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_page_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
     text, replaced = re.subn(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", LOOK, page.read_text())
     assert replaced == 1
     (tmp_path / "page.html").write_text(text)
-    flags = [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
-
-    def open_page(path: Path) -> tuple[str, str]:
-        assert BROWSER is not None
-        command = [BROWSER, *flags, "--dump-dom", path.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        return done.stdout, done.stderr
-
-    _, messages = open_page(page)  # as it is, with its policy
+    _, messages = open_page(page, tmp_path / "profile", width)  # as it is, with its policy
     assert "CONSOLE" not in messages
-    shown, messages = open_page(tmp_path / "page.html")
+    shown, messages = open_page(tmp_path / "page.html", tmp_path / "profile", width)
     assert "CONSOLE" not in messages
     assert "data-error" not in shown
     match = re.search(r'data-seen="([^"]*)"', shown)
