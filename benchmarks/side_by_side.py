@@ -1,6 +1,8 @@
 """Trains the quickstart's small models on the same scenes with the same CPU time each, and prints one table.
 
     OMP_NUM_THREADS=1 python benchmarks/side_by_side.py --seconds 180 --seeds 0 1 2
+    lightning-genesis prepare shapestacks --synthetic 500 --image_size 32
+    OMP_NUM_THREADS=1 python benchmarks/side_by_side.py --seconds 300 --data shapestacks
 
 On a shared machine a limit of wall-clock time would depend on who else is at work. So the CPU time of one
 training step is measured first, for each model; from it follows how many steps fit into `--seconds` of one
@@ -42,6 +44,27 @@ MODELS = {
     "SRI": ("quickstart_sri", ()),
 }
 """Experiment and further options of each row."""
+OWN_DATA = "multi_dsprites"
+SHAPESTACKS = (
+    *("--data", str(EXPERIMENTS / "data/shapestacks.yaml"), "--data.synthetic", "500"),
+    *("--data.image_size", "32", "--data.batch_size", "8", "--data.num_slots", "7"),
+)
+GAUSSIAN = ("--model.likelihood", "gaussian", "--model.std", "0.1", "--model.learning_rate", "2e-3")
+GAUSSIAN += ("--model.objective.beta", "1e-3")
+CONSISTENT = ("--model.mask_consistency", "true", "--model.detach_decoded_masks", "false")
+OTHER_DATA: dict[str, dict[str, tuple[str, ...]]] = {
+    "shapestacks": {
+        "GENESIS": (*SHAPESTACKS, "--model.std", "0.2", "--model.learning_rate", "7e-4"),
+        "GENESIS-V2": (*SHAPESTACKS, *GAUSSIAN, "--model.latent_dim", "32", *CONSISTENT),
+        "MONet-G": (
+            *(*SHAPESTACKS, "--model.std", "0.15", "--model.learning_rate", "2e-3"),
+            *("--model.objective.goal", "-0.9"),
+        ),
+        "Slot Attention": (*SHAPESTACKS, "--model.learning_rate", "1e-3"),
+        "SRI": (*SHAPESTACKS, *GAUSSIAN, "--model.encoder_options.latent_dim", "32"),
+    }
+}
+"""What other data change, for the models that are compared on them."""
 COLUMNS = {
     "ARI-FG decoded": ("ari_fg", 2),
     "ARI-FG attention": ("ari_fg_attention", 2),
@@ -80,9 +103,11 @@ class ClockedCLI(ExperimentCLI):
         return trainer
 
 
-def arguments(model: str, seed: int, root: Path, run: str) -> list[str]:
+def arguments(model: str, data: str, seed: int, root: Path, run: str) -> list[str]:
     """What all commands of a run have in common."""
     experiment, options = MODELS[model]
+    if data != OWN_DATA:
+        options += OTHER_DATA[data][model]
     return [
         *("--config", str(EXPERIMENTS / f"{experiment}.yaml"), "--seed_everything", str(seed)),
         *("--run.root", str(root), "--run.name", run, "--run.wandb", "false"),
@@ -91,17 +116,18 @@ def arguments(model: str, seed: int, root: Path, run: str) -> list[str]:
     ]
 
 
-def run_name(model: str, seed: int, seconds: float) -> str:
+def run_name(model: str, data: str, seed: int, seconds: float) -> str:
     """Folder of a run."""
-    return f"{model.lower().replace(' ', '-')}-{seconds:g}s-seed{seed}"
+    name = model if data == OWN_DATA else f"{model}-{data}"
+    return f"{name.lower().replace(' ', '-')}-{seconds:g}s-seed{seed}"
 
 
-def seconds_per_step(model: str, root: Path) -> float:
+def seconds_per_step(model: str, data: str, root: Path) -> float:
     """CPU time of a training step, data and logging included, measured once per folder."""
-    path = root / f"{run_name(model, 0, 0)}-step.json"
+    path = root / f"{run_name(model, data, 0, 0)}-step.json"
     if not path.is_file():
         steps = str(WARMUP_STEPS + MEASURED_STEPS + 1)
-        common = arguments(model, 0, root, f"{path.stem}-measured")
+        common = arguments(model, data, 0, root, f"{path.stem}-measured")
         limits = ["--trainer.max_steps", steps, "--trainer.enable_checkpointing", "false"]
         cli = ClockedCLI(["fit", *common, *limits, "--trainer.limit_val_batches", "0"])
         path.write_text(json.dumps({"seconds_per_step": cli.clock.seconds_per_step()}))
@@ -113,16 +139,16 @@ def scores(trainer: pl.Trainer) -> dict[str, float]:
     return {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def train(model: str, seed: int, root: Path, seconds: float) -> dict[str, Any]:
+def train(model: str, data: str, seed: int, root: Path, seconds: float) -> dict[str, Any]:
     """Trains and scores one model once, and scores it untrained; what is finished is only read."""
-    run = run_name(model, seed, seconds)
+    run = run_name(model, data, seed, seconds)
     path = root / f"{run}.json"
     if not path.is_file():
-        common = arguments(model, seed, root, run)
-        per_step = seconds_per_step(model, root)
+        common = arguments(model, data, seed, root, run)
+        per_step = seconds_per_step(model, data, root)
         steps = round(seconds / per_step)
         untrained = ExperimentCLI(
-            ["test", *arguments(model, seed, root, f"{run}-untrained"), "--pictures.num_images", "0"]
+            ["test", *arguments(model, data, seed, root, f"{run}-untrained"), "--pictures.num_images", "0"]
         )
         limits = ["--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"]
         limits += ["--trainer.max_time", "null", "--ckpt_path", "last"]
@@ -174,7 +200,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> None:
     """Measures, trains, scores, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="all of those data by default")
+    parser.add_argument("--data", choices=[OWN_DATA, *OTHER_DATA], default=OWN_DATA)
     parser.add_argument("--seconds", type=float, default=180.0, help="of one core for each training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--root", type=Path, default=Path("runs/side_by_side"))
@@ -182,12 +209,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.root.mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[dict[str, Any]]] = {model: [] for model in options.models}
+    models = options.models or list(OTHER_DATA.get(options.data, MODELS))
+    results: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
     for seed in options.seeds:
-        for model in options.models:
-            finished = (options.root / f"{run_name(model, seed, options.seconds)}.json").is_file()
+        for model in models:
+            finished = (
+                options.root / f"{run_name(model, options.data, seed, options.seconds)}.json"
+            ).is_file()
             if finished or not options.print:
-                results[model].append(train(model, seed, options.root, options.seconds))
+                results[model].append(train(model, options.data, seed, options.root, options.seconds))
     print(table(results))
 
 

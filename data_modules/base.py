@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -269,6 +269,17 @@ class SceneDataModule(LightningDataModule):
         if split not in self._datasets:
             self._datasets[split] = self.open_dataset(split)
         return self._datasets[split]
+
+    def examples(self, split: Split, count: int) -> Batch:
+        """Images to look at, spread evenly over a split, since the views of a scene follow each other.
+
+        Args:
+            split: opened if it is not yet.
+            count: images; all if the split has fewer.
+        """
+        dataset = cast(Any, self.dataset(split))
+        count = min(count, len(dataset))
+        return cast(Batch, dataset.__getitems__([i * len(dataset) // count for i in range(count)]))
 
     def predict_dataset(self) -> Dataset[Batch]:
         """What `predict` runs over: the test images."""

@@ -10,10 +10,9 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import Trainer
 from rich.console import Console
 from rich.table import Table
-from torchvision.utils import save_image
 
 from data_modules import SceneDataModule
-from lightning_genesis.callbacks.drawing import reconstruction_grid, sample_grid
+from lightning_genesis.callbacks.drawing import reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.experiment import ExperimentCLI
 from lightning_genesis.models import SceneModel
@@ -103,14 +102,13 @@ def constant_image_error(data: SceneDataModule) -> float:
 @torch.no_grad()
 def draw(model: SceneModel, data: SceneDataModule, folder: Path, num_images: int = 8) -> list[Path]:
     """Reconstructions of test images and samples, as two pictures."""
-    data.setup("test")
-    batch = next(iter(data.test_dataloader()))
-    images = batch["image"][:num_images].float() / 255.0
-    scene = model(images, IndexedNoise(0, batch["index"][:num_images]))
+    batch = data.examples("test", num_images)
+    images = batch["image"].float() / 255.0
+    scene = model(images, IndexedNoise(0, batch["index"]))
     samples = model.sample(num_images, noise=IndexedNoise(1, range(num_images)))
     paths = [folder / "shipped_reconstructions.png", folder / "shipped_samples.png"]
-    save_image(reconstruction_grid(images, scene), paths[0])
-    save_image(sample_grid(samples), paths[1])
+    write_picture(paths[0], reconstruction_grid(images, scene))
+    write_picture(paths[1], sample_grid(samples))
     return paths
 
 

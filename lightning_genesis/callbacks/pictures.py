@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from data_modules.base import Split
 from lightning_genesis.callbacks.drawing import mask_grid, reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import imagination_pairs, random_walk, walk_frames, write_gif
@@ -20,7 +21,7 @@ SAMPLE_SEED = 1
 
 
 class Pictures(pl.Callback):
-    """Draws the first images of the evaluation split and samples from the prior.
+    """Draws images from all over the evaluation split and samples from the prior.
 
     `reconstructions` has one row per image: input, reconstruction, segmentation by decoded and by attention
     masks, then every slot's masked component. `samples` likewise. `imagination`, for SRI, has the imagined
@@ -31,7 +32,7 @@ class Pictures(pl.Callback):
 
     Args:
         num_images: rows of each picture; 0 draws none.
-        every: steps between pictures; besides, the first batch of every validation that falls due is used.
+        every: steps between pictures; drawn with the first validation that falls due.
         temperature: of the samples.
         walk_frames: frames of the random walk; 0 for no walk.
     """
@@ -48,12 +49,7 @@ class Pictures(pl.Callback):
         self._drawn = trainer.global_step // self.every - 1 if trainer.global_step else -1
         if trainer.global_step or trainer.fast_dev_run or not (trainer.is_global_zero and self.num_images):
             return
-        loader = trainer.datamodule.val_dataloader()
-        batch = next(iter(loader), None)
-        if batch is None:
-            return
-        batch = {name: batch[name][: self.num_images].to(pl_module.device) for name in ("image", "index")}
-        images, scene = self._scene(pl_module, pl_module.on_after_batch_transfer(batch, 0))
+        images, scene = self._scene(trainer, pl_module, "val")
         if scene.attention_log_masks is not None:
             self._write(trainer, "initial_masks", mask_grid(images, scene), 0)
 
@@ -66,11 +62,11 @@ class Pictures(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draws the first batch, if pictures are due."""
+        """Draws with the first batch, if pictures are due."""
         due = not trainer.training or trainer.global_step // self.every > self._drawn
         if batch_idx == 0 and due and not trainer.sanity_checking:
             self._drawn = trainer.global_step // self.every
-            self._draw(trainer, pl_module, batch, trainer.global_step)
+            self._draw(trainer, pl_module, trainer.global_step)
 
     def on_test_batch_end(
         self,
@@ -81,9 +77,9 @@ class Pictures(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draws the first batch of the test split."""
+        """Draws with the first batch."""
         if batch_idx == 0:
-            self._draw(trainer, pl_module, batch, None)
+            self._draw(trainer, pl_module, None)
             self._walk(trainer, pl_module, "test_random_walk")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,10 +89,11 @@ class Pictures(pl.Callback):
     def _draws(self, trainer: pl.Trainer) -> bool:
         return bool(not trainer.fast_dev_run and trainer.is_global_zero and self.num_images)
 
-    def _draw(self, trainer: pl.Trainer, pl_module: Any, batch: Any, step: int | None) -> None:
+    def _draw(self, trainer: pl.Trainer, pl_module: Any, step: int | None) -> None:
         if not self._draws(trainer):
             return
-        images, scene = self._scene(pl_module, batch)
+        data = cast(Any, trainer).datamodule
+        images, scene = self._scene(trainer, pl_module, "val" if step is not None else data.test_split)
         stage = "" if step is not None else "test_"
         self._write(trainer, f"{stage}reconstructions", reconstruction_grid(images, scene), step)
         if "imagination" in scene.auxiliary:
@@ -109,10 +106,12 @@ class Pictures(pl.Callback):
             return
         self._write(trainer, f"{stage}samples", sample_grid(samples), step)
 
-    def _scene(self, pl_module: Any, batch: Any) -> tuple[Tensor, Scene]:
-        few = {name: batch[name][: self.num_images] for name in ("image", "index")}
+    def _scene(self, trainer: pl.Trainer, pl_module: Any, split: Split) -> tuple[Tensor, Scene]:
+        examples = cast(Any, trainer).datamodule.examples(split, self.num_images)
+        batch = {name: examples[name].to(pl_module.device) for name in ("image", "index")}
+        batch = pl_module.on_after_batch_transfer(batch, 0)
         with _evaluating(pl_module):
-            return few["image"], pl_module.predict_step(few, 0)
+            return batch["image"], pl_module.predict_step(batch, 0)
 
     def _walk(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
         if not (self._draws(trainer) and self.walk_frames):

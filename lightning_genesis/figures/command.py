@@ -89,7 +89,7 @@ class RunFigures:
         self.num_scored = min(num_scored, len(self.dataset))
         self.num_images = min(num_images, self.num_scored)
         self.num_sampled = num_scored
-        self.batch = self._read(range(self.num_images))
+        self.batch = self._seen(data.examples("test", self.num_images))
 
     def draw(self, names: Iterable[str], folder: Path) -> tuple[list[Path], dict[str, str]]:
         """Writes figures into a folder.
@@ -117,7 +117,9 @@ class RunFigures:
 
     def _read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Test images, on the device, as every step sees them."""
-        batch = self.dataset.__getitems__(list(indices))
+        return self._seen(self.dataset.__getitems__(list(indices)))
+
+    def _seen(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         names = [name for name in ("image", "index", "segmentation") if name in batch]
         batch = {name: batch[name].to(self.model.device) for name in names}
         return self.model.on_after_batch_transfer(batch, 0)
@@ -131,7 +133,7 @@ class RunFigures:
 
     @cached_property
     def scene(self) -> Scene:
-        """Of the first test images."""
+        """Of the images that are shown."""
         return self._infer(self.batch)
 
     @cached_property

@@ -99,6 +99,14 @@ def test_batch(raw: Path, tmp_path: Path) -> None:
     )
 
 
+def test_examples_are_of_different_towers(raw: Path, tmp_path: Path) -> None:
+    """Not the first images, which are the 16 views of one tower."""
+    data = ShapeStacks(root=str(tmp_path), raw=str(raw))
+    data.prepare()
+    assert data.examples("train", 4)["index"].tolist() == [0, 8, 16, 24]
+    assert data.examples("val", 100)["index"].tolist() == list(range(16))
+
+
 def test_maps_in_a_tree_of_their_own(copy: Path, raw: Path, tmp_path: Path) -> None:
     for path in list((copy / "recordings").glob("*/*.map")):
         target = copy / "iseg" / path.parent.name / path.name
