@@ -10,8 +10,10 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from lightning_genesis.errors import ConfigurationError
 
-BEST_BY = (("val/ari_fg", "max"), ("val/elbo", "max"), ("val/mse", "min"))
+BEST_BY = ("val/ari_fg", "val/elbo", "val/mse")
 """What the best checkpoint is chosen by: the first that the run logs."""
+BEST_SMALL = ("mse", "nll", "nll_per_dim", "kl", "bits_per_dim", "num_active_mae")
+"""Of these the least is the best."""
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
@@ -23,22 +25,29 @@ class CheckpointOptions:
         last_every: steps between updates of `last.ckpt`; the one before it stays as `previous.ckpt`.
         keep_every: steps between the `step-N.ckpt` that are kept; none if None.
         monitor: logged value that `best.ckpt` is chosen by; by default the first of val/ari_fg, val/elbo and
-            val/mse that the run has.
-        mode: "max" or "min", what is best for `monitor`.
+            val/mse that the run has. Where N gradients are accumulated, `val_check_interval` should be a
+            multiple of N: `best.ckpt` is written after the next whole step.
+        mode: "max" or "min", what is best for `monitor`; by default what its name says.
     """
 
     last_every: int = 1000
     keep_every: int | None = 100_000
     monitor: str | None = None
-    mode: str = "max"
+    mode: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("last_every", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"checkpoint.{name}={value}: expected 1 or more steps")
-        if self.mode not in ("max", "min"):
+        if self.mode not in (None, "max", "min"):
             raise ConfigurationError(f"checkpoint.mode={self.mode!r}: expected 'max' or 'min'")
+
+    def least_is_best(self, name: str) -> bool:
+        """Whether a logged value such as `val/mse` is the better the smaller it is."""
+        kind = name.rpartition("/")[2]
+        small = kind in BEST_SMALL or kind.startswith(("kl_", "bits_per_dim_"))
+        return small if self.mode is None else self.mode == "min"
 
 
 class RunCheckpoints(Checkpoint):
@@ -97,7 +106,7 @@ class RunCheckpoints(Checkpoint):
             return
         values = trainer.callback_metrics
         if self._monitor is None:
-            self._monitor = next((name for name, _ in BEST_BY if name in values), None)
+            self._monitor = next((name for name in BEST_BY if name in values), None)
         if self._monitor is None:
             return
         if self._monitor not in values:
@@ -106,8 +115,8 @@ class RunCheckpoints(Checkpoint):
                 f"{', '.join(sorted(name for name in values if name.startswith('val/')))}"
             )
         value = float(values[self._monitor])
-        mode = self.options.mode if self.options.monitor else dict(BEST_BY)[self._monitor]
-        better = self._best is None or (value > self._best if mode == "max" else value < self._best)
+        sign = -1 if self.options.least_is_best(self._monitor) else 1
+        better = self._best is None or sign * value > sign * self._best
         if better and not math.isnan(value):
             self._best, self._best_is_due = value, True
 

@@ -38,8 +38,9 @@ class FiniteGate(pl.Callback):
     false). That is their mean over a rank's batch and their sum over branches; the largest rank's counts.
 
     The decision stays on the device: one vector is reduced over ranks, and a flag made of it is handed to the
-    fused optimiser, which then changes neither weights nor moments. The host reads the vector a step later,
-    from pinned memory, so it never waits for the device. A rank's request to stop travels with it.
+    optimiser, which then changes no weight, nor a moment if it is fused (Adam, AdamW, SGD). The host reads
+    the vector a step later, from pinned memory, so it never waits for the device. A rank's request to stop
+    travels with it.
 
     In float16 a scaled gradient that overflows is ordinary: the scaler skips that step and halves its scale,
     and the objective does not move either. It counts only with a scale below `MINIMUM_SCALE`.

@@ -44,9 +44,16 @@ class Pictures(pl.Callback):
         self.walk_frames = walk_frames
         self._drawn = -1
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Which pictures a resumed run has already."""
+        return {"drawn": self._drawn}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self._drawn = state_dict["drawn"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the initial masks of a run that starts."""
-        self._drawn = trainer.global_step // self.every - 1 if trainer.global_step else -1
         if trainer.global_step or trainer.fast_dev_run or not (trainer.is_global_zero and self.num_images):
             return
         images, scene = self._scene(trainer, pl_module, "val")
@@ -63,7 +70,7 @@ class Pictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draws with the first batch, if pictures are due."""
-        due = not trainer.training or trainer.global_step // self.every > self._drawn
+        due = trainer.state.fn != "fit" or trainer.global_step // self.every > self._drawn
         if batch_idx == 0 and due and not trainer.sanity_checking:
             self._drawn = trainer.global_step // self.every
             self._draw(trainer, pl_module, trainer.global_step)

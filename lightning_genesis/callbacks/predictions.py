@@ -17,8 +17,10 @@ from lightning_genesis.scene import Scene
 class PredictionWriter(BasePredictionWriter):
     """Writes a folder of pictures for every image.
 
-    They are `reconstruction.png`, `segmentation.png` (slot ids with a palette), `segmentation_attention.png`
-    where the model has such masks, and per slot `component_K.png` and `mask_K.png`.
+    A folder is named like the image, with its suffix, or by the image's index. In it are
+    `reconstruction.png`, `segmentation.png` (slot ids with a palette), `segmentation_attention.png` where the
+    model has such masks, and per slot `component_K.png` and `mask_K.png`, the mask that the reconstruction is
+    mixed by: the decoded one, in MONet that of the attention.
 
     Args:
         folder: the run's folder; the images go to `predictions/` in it.
@@ -42,7 +44,7 @@ class PredictionWriter(BasePredictionWriter):
         names = batch.get("name") or [f"{index:06d}" for index in batch["index"].tolist()]
         scene = prediction.map(lambda tensor: tensor.detach().float().cpu())
         for position, name in enumerate(names):
-            write_scene(self.folder / Path(name).with_suffix(""), scene, position)
+            write_scene(self.folder / name, scene, position)
 
 
 def write_scene(folder: Path, scene: Scene, position: int) -> None:

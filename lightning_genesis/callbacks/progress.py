@@ -17,6 +17,7 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self._start = self._batch_end = perf_counter()
         self._images, self._waited = 0, 0.0
+        self._logged = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves out what happens between epochs."""
@@ -38,14 +39,17 @@ class Throughput(pl.Callback):
         """Logs whenever other values are logged."""
         self._batch_end = perf_counter()
         self._images += len(batch["image"]) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        step = trainer.global_step
+        # the micro-batches that are accumulated for a step are of one step
+        if step % trainer.log_every_n_steps == 0 and step != self._logged:
+            self._logged = step
             elapsed = self._batch_end - self._start
             for logger in trainer.loggers:
                 values = {
                     "time/images_per_second": self._images / elapsed,
                     "time/data_fraction": self._waited / elapsed,
                 }
-                logger.log_metrics(values, step=trainer.global_step - 1)
+                logger.log_metrics(values, step=step - 1)
             self._restart()
 
     def _restart(self) -> None:

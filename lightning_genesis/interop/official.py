@@ -414,6 +414,11 @@ def _optimizer_state(
     optimizer: Optimizer = configured if schedule is None else configured["optimizer"]
     state: dict[str, Any] = optimizer.state_dict()
     theirs = file.optimizer["param_groups"][0]
+    if theirs.get("momentum") and model.optimizer_name == "RMSprop":
+        raise CheckpointError(
+            f"{file.path}: RMSprop has momentum {theirs['momentum']} in the file, expected none: it would "
+            "move weights in a step that is held back; import the weights alone, into a .safetensors"
+        )
     for group in state["param_groups"]:
         group |= {name: theirs[name] for name in SETTINGS if name in group and name in theirs}
     schedulers = []

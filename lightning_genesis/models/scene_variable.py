@@ -39,6 +39,8 @@ class SceneVariable(SceneModel):
                 "the slots have no autoregressive prior for the scene variable to condition: use "
                 "autoregressive_prior=True and at least 2 slots"
             )
+        if self.hparams.get("flexible_slots"):
+            raise ConfigurationError("flexible_slots=True: the scene variable is inferred from all slots")
         self.save_hyperparameters(options, logger=False)
         self.scene_dim, self.detach_slots = options["scene_dim"], options["detach_slots"]
         if options.get("scene_encoder", "set") == "set":

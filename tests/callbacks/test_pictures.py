@@ -36,6 +36,32 @@ def test_tensorboard_shows_what_the_files_show(tmp_path: Path, monkeypatch: pyte
     assert "train/loss" in board.Tags()["scalars"]
 
 
+def test_pictures_have_an_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first validation, and with the first after every 5 steps: here at 2, 6, 10."""
+    monkeypatch.chdir(tmp_path)
+    pictures = {"num_images": 2, "every": 5, "walk_frames": 0}
+    trainer = {**TINY["trainer"], "val_check_interval": 2, "max_steps": 10}
+    options = {**TINY, "pictures": pictures, "trainer": trainer}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(options))
+    assert main(["fit", "--config", "tiny.yaml", "--run.name", "run"]) == 0
+    drawn = sorted(path.stem for path in (tmp_path / "runs/run/pictures").glob("reconstructions-*"))
+    assert drawn == [f"reconstructions-{step:06d}" for step in (2, 6, 10)]
+
+
+def test_a_resumed_run_keeps_its_initial_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures = {"num_images": 2, "every": 100, "walk_frames": 0}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "pictures": pictures}))
+    args = ["fit", "--config", "tiny.yaml", "--run.name", "run", "--ckpt_path", "last"]
+    folder = tmp_path / "runs/run/pictures"
+    assert main([*args, "--trainer.max_steps", "4"]) == 0
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "initial_masks.png" in first
+    assert main([*args, "--trainer.max_steps", "8"]) == 0
+    assert (folder / "initial_masks.png").read_bytes() == first["initial_masks.png"]
+    assert {path.name for path in folder.iterdir()} == set(first)  # none fell due in these steps
+
+
 def test_walk_and_imagination_of_sri_go_to_the_folder_and_to_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -410,6 +410,15 @@ def test_other_optimizers(kind: str, options: dict[str, Any]) -> None:
     assert ours.param_groups[0].get("momentum", 0.0) == options.get("momentum", 0.0)
 
 
+def test_rmsprop_with_momentum_is_refused() -> None:
+    """It has no fused form: without a gradient its momentum would still move weights."""
+    state = small_state()
+    contents = {"model_state_dict": state}
+    contents["optimiser_state_dict"] = trained_optimizer(state, "RMSprop", momentum=0.9)[0]
+    with pytest.raises(CheckpointError, match=r"RMSprop has momentum 0.9 in the file, expected none"):
+        import_official(contents, num_slots=3)
+
+
 def test_other_optimizer_is_not_taken_over() -> None:
     """Moments of Adam mean nothing to another optimiser."""
     state = small_state()

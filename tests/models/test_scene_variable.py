@@ -134,6 +134,7 @@ def test_one_slot() -> None:
     ("kind", "options", "message"),
     [
         (SceneGenesisV2, {**V2, "autoregressive_prior": False}, "no autoregressive prior"),
+        (SceneGenesisV2, {**V2, "flexible_slots": True}, "inferred from all slots"),
         (SceneGenesisV2, {**V2, "scene_dim": 0}, "scene_dim=0 is too small"),
         (SceneGenesisV2, {**V2, "num_set_layers": 0}, "num_set_layers=0 is too small"),
         (SceneGenesis, {**GENESIS, "scene_encoder": "sum"}, "scene_encoder='sum' is unknown"),
