@@ -1,6 +1,5 @@
 """Datasets made from publishers' files: get them, convert them once, and say where they came from."""
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +34,15 @@ from data_modules.base import (
 )
 from data_modules.preview import scene_grid
 from data_modules.raw.download import RawFile, download, file_record
-from data_modules.store import Arrays, DataError, Store, write_store
+from data_modules.store import (
+    PARTIAL,
+    Arrays,
+    DataError,
+    Store,
+    give_name,
+    remove_leftovers,
+    write_store,
+)
 
 T = TypeVar("T")
 
@@ -375,13 +382,13 @@ class RawSceneDataModule(SceneDataModule):
     def _synthesise_into(self, folder: Path) -> None:
         """Synthesise to a folder beside its place, and rename it when it is whole."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial_folder = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+        remove_leftovers(folder.parent)
+        partial_folder = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{PARTIAL}")
         partial_folder.mkdir()
         try:
             self.synthesise(partial_folder, self.synthetic_sizes, SYNTHESIS_SEED)
-            os.rename(partial_folder, folder)
+            # where another process was quicker, it drew the same scenes, and ours are dropped
+            give_name(partial_folder, folder)
         finally:
             shutil.rmtree(partial_folder, ignore_errors=True)
 

@@ -40,7 +40,8 @@ VERSION = 2
 CHUNK_BYTES = 2**20
 """Bytes under one checksum: a record at a random place costs the check of this many."""
 MANIFEST = "manifest.json"
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
+"""How the name of a folder that is not whole yet ends."""
 FLAT = "flat."
 """What an array's name begins with if its length is not the number of records."""
 
@@ -360,13 +361,13 @@ class StoreWriter:
         self.path = path
         self._settings = dict(settings)
         self._about = {"name": name, "split": split, "settings": self._settings, "source": dict(source)}
-        self._folder = path.parent / f".{path.name}.{uuid.uuid4().hex}{_PARTIAL}"
+        self._folder = path.parent / f".{path.name}.{uuid.uuid4().hex}{PARTIAL}"
         self._files: dict[str, _ArrayFile] = {}
         self._count = 0
 
     def __enter__(self) -> Self:
         try:
-            _remove_leftovers(self.path.parent)
+            remove_leftovers(self.path.parent)
             self._folder.mkdir(parents=True)
         except OSError as error:
             raise DataError(
@@ -427,11 +428,7 @@ class StoreWriter:
             json.dump(manifest, file, indent=1)
             to_disk(file)
         sync_folder(self._folder)
-        try:
-            self._folder.rename(self.path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+        if not give_name(self._folder, self.path):
             # another process made the same store in the meantime; ours is dropped if theirs opens
             Store.open(self.path, "remove it and prepare again", self._settings)
         sync_folder(self.path.parent)
@@ -499,10 +496,25 @@ def write_store(
             advance(writer.append(records))
 
 
-def _remove_leftovers(parent: Path, age: float = 24 * 3600) -> None:
+def give_name(folder: Path, path: Path) -> bool:
+    """Rename a folder that is whole to its place; False if another process was quicker, whose folder stays.
+
+    Raises:
+        OSError: if it cannot be renamed for another reason.
+    """
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def remove_leftovers(parent: Path, age: float = 24 * 3600) -> None:
     """Remove what a killed preparation left behind; young ones may belong to a running process."""
-    for folder in parent.glob(f".*{_PARTIAL}"):
+    for folder in parent.glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError):  # another process may be quicker
-            newest = max(path.stat().st_mtime for path in [folder, *folder.glob("*")])
+            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
             if time.time() - newest > age:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser
 
 from lightning_genesis.checkpoint import read_checkpoint, write_weights
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.run import find_checkpoint, read_data_config
+from lightning_genesis.run import add_checkpoint_option, find_checkpoint, read_data_config
 
 
 def main(args: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ def main(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="lightning-genesis export", description=__doc__)
     parser.add_argument("run", type=str, help="a run's folder")
     parser.add_argument("file", type=str, help="a .safetensors file")
-    parser.add_argument("--checkpoint", type=str | None, default=None, help="best or last; the best there is")
+    add_checkpoint_option(parser)
     options = parser.parse_args(list(args))
     file = Path(options.file)
     if file.suffix != ".safetensors":

@@ -24,6 +24,7 @@ from lightning_genesis.files import replacing
 from lightning_genesis.labelling_page import Images, make_page
 from lightning_genesis.messages import CommandParser
 from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
+from lightning_genesis.run import add_checkpoint_option, find_file
 from lightning_genesis.sampling import find_device, load_model, sample_batches
 
 FORMAT = 1
@@ -105,6 +106,7 @@ def digest(images: Images) -> str:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis label", description=__doc__)
     parser.add_argument("samples", type=Path, nargs="?", help="a folder of PNGs, or a model")
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, help="a .html file")
     parser.add_argument("--agreement", type=Path, nargs=2, metavar="JSON", help="files of answers to compare")
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="the first this many")
@@ -118,13 +120,13 @@ def main(args: Sequence[str]) -> None:
     """Runs the command.
 
     Raises:
-        CheckpointError: if a model's file is not there or damaged.
+        CheckpointError: if a model's file is not there or damaged, or a run has no checkpoint.
         ConfigurationError: if an option is wrong or missing, a file is not what it should be, or the model
             has no prior.
     """
     options = _parser().parse_args(list(args))
     if options.agreement is not None:
-        if options.samples is not None or options.output is not None:
+        if any(given is not None for given in (options.samples, options.output, options.checkpoint)):
             raise ConfigurationError("label: --agreement takes two files of answers and nothing else")
         first, second = (read_answers(path) for path in options.agreement)
         if first.images != second.images:
@@ -146,14 +148,21 @@ def main(args: Sequence[str]) -> None:
 
 
 def _write(options: Namespace) -> None:
-    samples, output = options.samples, options.output
-    is_model = not samples.is_dir() or (samples / "checkpoints").is_dir()
-    images, judged = _draw(options) if is_model else (read_images(samples, options.num_images), {})
+    source, output = options.samples, options.output
+    is_run = any((source / name).exists() for name in ("config.yaml", "checkpoints"))
+    is_model = is_run or not source.is_dir()
+    if is_model:
+        source = find_file(source, options.checkpoint)
+        images, judged = _draw(source, options)
+    elif options.checkpoint is not None:
+        raise ConfigurationError(f"label: --checkpoint: {source} is no run's folder; leave it out")
+    else:
+        images, judged = read_images(source, options.num_images), {}
     about = digest(images)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as temporary:
         temporary.write_text(make_page(images, options.question, about, FORMAT), encoding="utf-8")
-    print(f"{samples} -> {output}: {len(images)} images; open it in a browser, offline if you like")
+    print(f"{source} -> {output}: {len(images)} images; open it in a browser, offline if you like")
     if judged:
         path = output.with_suffix(".automatic.json")
         write_answers(path, Answers("automatic", QUESTION, about, judged))
@@ -166,9 +175,9 @@ def _write(options: Namespace) -> None:
 
 
 @torch.no_grad()
-def _draw(options: Namespace) -> tuple[Images, dict[str, bool]]:
+def _draw(file: Path, options: Namespace) -> tuple[Images, dict[str, bool]]:
     """Samples of a model, as `sample` draws them, and which are towers; nothing if they have no masks."""
-    model = load_model(options.samples).to(find_device(options.device, "label"))
+    model = load_model(file).to(find_device(options.device, "label"))
     images: Images = {}
     judged: dict[str, bool] = {}
     for scene in sample_batches(model, options.num_images, seed=options.seed):

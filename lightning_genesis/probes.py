@@ -26,7 +26,7 @@ from lightning_genesis.models import SceneModel
 from lightning_genesis.models.base import EVALUATION_SEED
 from lightning_genesis.protocols import general_deviations
 from lightning_genesis.results import Checkpoint, Result, write_result
-from lightning_genesis.run import find_checkpoint, load_with_data, read_config
+from lightning_genesis.run import add_checkpoint_option, find_file, load_with_data, read_config
 from lightning_genesis.sampling import find_device
 from lightning_genesis.scene import Scene
 from lightning_genesis.split import EvaluatedSplit, choose_images
@@ -268,7 +268,7 @@ def run_probes(
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis probe", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, a .safetensors or a .ckpt")
-    parser.add_argument("--checkpoint", choices=("best", "last"), help="of a run's folder; the best there is")
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, help="a folder for the result; RUN by default")
     parser.add_argument("--data", type=Path, help="a data section, such as experiments/data/shapestacks.yaml")
     parser.add_argument("--root", help="where the data are, if not where the run has them")
@@ -344,7 +344,7 @@ def metrics_of(scores: Mapping[str, Score], overlap: Tensor) -> dict[str, float 
 def _about(run: Path, checkpoint: str | None) -> dict[str, Any]:
     """Which run, seed and checkpoint a result is about."""
     folder = run.resolve() if run.is_dir() else run.resolve().parent
-    file = find_checkpoint(run, checkpoint) if run.is_dir() else run
+    file = find_file(run, checkpoint)
     seed = read_config(run).get("seed_everything") if run.is_dir() else None
     name = folder.name if run.is_dir() else run.stem
     return {

@@ -10,6 +10,7 @@ runs/NAME/
 ```
 """
 
+from argparse import ArgumentParser
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,31 @@ def find_checkpoint(run: Path, name: str | None = None) -> Path:
         return read_last_good(run)[0]
     names = (BEST, LAST) if name is None else (f"{name}.ckpt",)
     raise CheckpointError(f"{run / 'checkpoints'}: no {' or '.join(names)} there; has the run been trained?")
+
+
+def add_checkpoint_option(parser: ArgumentParser) -> None:
+    """Gives a command that takes a run's folder `--checkpoint`, which `find_file` understands."""
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), help="of a run's folder; the best there is by default"
+    )
+
+
+def find_file(path: Path, checkpoint: str | None = None) -> Path:
+    """The weights that a command was given: of a run's folder a checkpoint, else the file itself.
+
+    Args:
+        path: a run's folder, a `.safetensors` or a `.ckpt`.
+        checkpoint: of a run's folder, "best" or "last"; the best there is if None.
+
+    Raises:
+        CheckpointError: if the run has no such checkpoint.
+        ConfigurationError: if a checkpoint is chosen of what is no run's folder.
+    """
+    if path.is_dir():
+        return find_checkpoint(path, checkpoint)
+    if checkpoint is not None:
+        raise ConfigurationError(f"--checkpoint {checkpoint}: {path} is no run's folder; leave it out")
+    return path
 
 
 def read_last_good(run: Path) -> tuple[Path, dict[str, Any]]:
@@ -88,18 +114,19 @@ def load(path: str | Path, checkpoint: str | None = None) -> tuple["SceneModel",
 
     Args:
         path: a run's folder, or a `.safetensors` file made by `lightning-genesis export`.
-        checkpoint: "best" or "last"; the best there is if None.
+        checkpoint: of a run's folder, "best" or "last"; the best there is if None.
 
     Returns:
         the model in evaluation mode on the CPU, and its data module.
 
     Raises:
         CheckpointError: if there is no readable checkpoint.
-        ConfigurationError: if the configuration names a class that is not ours.
+        ConfigurationError: if the configuration names a class that is not ours, or a checkpoint is chosen of
+            a file.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        contents = read_checkpoint(path)
+        contents = read_checkpoint(find_file(path, checkpoint))
         if "data" not in contents:
             raise CheckpointError(
                 f"{path}: does not say which data it belongs to; load it into a model instead"
@@ -130,13 +157,14 @@ def load_with_data(
 
     Raises:
         CheckpointError: if there is no readable checkpoint.
-        ConfigurationError: if the data are unknown or of another image size.
+        ConfigurationError: if the data are unknown or of another image size, or a checkpoint is chosen of a
+            file.
     """
     if data is not None:
         if not data.is_file():
             raise ConfigurationError(f"{command}: --data {data}: no such file")
         check_config_files(["--config", str(data)])
-        file = find_checkpoint(run, checkpoint) if run.is_dir() else run
+        file = find_file(run, checkpoint)
         model = build_model(read_checkpoint(file), file)
         module = build_data(yaml.safe_load(data.read_text(encoding="utf-8")))
     elif run.is_dir() or run.suffix == ".safetensors":

@@ -1,6 +1,6 @@
-"""`lightning-genesis sample CHECKPOINT --output DIR`: new scenes from the prior of a trained model.
+"""`lightning-genesis sample MODEL --output DIR`: new scenes from the prior of a trained model.
 
-CHECKPOINT is a run's folder, a .ckpt or a .safetensors. The same command gives the same scenes; a scene
+MODEL is a run's folder, a .ckpt or a .safetensors. The same command gives the same scenes; a scene
 depends on the seed and its number alone, not on how many are drawn.
 """
 
@@ -24,7 +24,7 @@ from lightning_genesis.figures import generation_order, generation_steps, sweep
 from lightning_genesis.files import whole_folder
 from lightning_genesis.messages import CommandParser
 from lightning_genesis.models import SceneModel
-from lightning_genesis.run import build_model, find_checkpoint
+from lightning_genesis.run import add_checkpoint_option, build_model, find_file
 from lightning_genesis.scene import IndexedNoise, Scene
 
 BATCH_SIZE = 32
@@ -40,7 +40,8 @@ SWEEP_SHOWN = 8
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis sample", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a run's folder, a .ckpt or a .safetensors")
+    parser.add_argument("model", type=Path, help="a run's folder, a .ckpt or a .safetensors")
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--num_images", type=int, help="how many per setting; 64 by default")
     parser.add_argument(
@@ -72,7 +73,8 @@ def main(args: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(args))
     _check(options)
-    model = load_model(options.checkpoint).to(find_device(options.device, "sample"))
+    file = find_file(options.model, options.checkpoint)
+    model = load_model(file).to(find_device(options.device, "sample"))
     scene_latent = None
     if options.scene_latent is not None:
         scene_latent = read_scene_latent(options.scene_latent, model, options.num_images)
@@ -87,10 +89,10 @@ def main(args: Sequence[str]) -> None:
         shown = {}
         for name, (temperature, num_slots) in settings.items():
             place = folder if len(settings) == 1 else folder / name.replace(", ", "_").replace(" ", "_")
-            shown[name] = _write_setting(model, place, options, temperature, num_slots, scene_latent)
+            shown[name] = _write_setting(model, file, place, options, temperature, num_slots, scene_latent)
         if len(settings) > 1:
             write_picture(folder / "sweep.png", sweep(shown))
-    print(f"{options.checkpoint} -> {options.output}: {type(model).__name__}, seed {options.seed}")
+    print(f"{file} -> {options.output}: {type(model).__name__}, seed {options.seed}")
     for path in sorted(options.output.rglob("*")):
         if path.is_dir() == (path.name == "images") and path.parent.name != "images":
             print(f"  {path}")
@@ -109,6 +111,7 @@ def setting_name(temperature: float, num_slots: int | None = None) -> str:
 
 def _write_setting(
     model: SceneModel,
+    file: Path,
     folder: Path,
     options: Namespace,
     temperature: float,
@@ -148,7 +151,7 @@ def _write_setting(
     if options.latents:
         told = {
             "model_class": type(model).__name__,
-            "checkpoint": options.checkpoint.name,
+            "checkpoint": file.relative_to(options.model.parent).as_posix(),
             "seed": options.seed,
             "temperature": temperature,
             "num_slots": scene.num_slots,
@@ -177,13 +180,12 @@ def check_numbers(command: str, options: Namespace, least: Mapping[str, int]) ->
                 )
 
 
-def load_model(path: Path) -> SceneModel:
-    """The model of a run's folder (its best checkpoint, else its last), a `.ckpt` or a `.safetensors`.
+def load_model(file: Path) -> SceneModel:
+    """The model of a `.ckpt` or a `.safetensors`.
 
     Raises:
         CheckpointError: if it is not there or damaged.
     """
-    file = find_checkpoint(path) if path.is_dir() else path
     return build_model(read_checkpoint(file), file)
 
 

@@ -2,7 +2,8 @@
 
 Trains each seed and tests its last checkpoint, in processes of their own, then writes the report. The same
 command goes on where it was stopped: what is finished is not done again. A seed that fails does not keep the
-others from running. The exit code is 0 if all is done, 1 if a seed failed, 75 if a signal stopped it.
+others from running. The exit code is 0 if all is done, 1 if a seed failed, 75 if a signal stopped it or
+one of its runs.
 """
 
 import fcntl
@@ -233,7 +234,7 @@ def main(args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: if an option is wrong; nothing was run then.
         Incomplete: if a seed failed, or the report lacks something; the others are done.
-        Stopped: if a signal stopped it; what was at work is saved.
+        Stopped: if a signal stopped it or a run; what was at work is saved.
     """
     parser = CommandParser(prog="lightning-genesis sweep", description=__doc__)
     parser.add_argument("--seeds", type=_seeds, required=True, help="such as 0,1,2")
@@ -251,18 +252,17 @@ def main(args: Sequence[str]) -> None:
 
 
 def _finish(sweep: Sweep, output: Path) -> None:
-    """Says what came of every seed, and writes the report unless a signal came."""
+    """Says what came of every seed, and writes the report of those that are done unless a signal came."""
     from lightning_genesis.report import report
 
     failed = [seed for seed in sweep.runs if seed.outcome not in ("done", "stopped")]
     stopped = [seed for seed in sweep.runs if seed.outcome == "stopped"]
     done = len(sweep.runs) - len(failed) - len(stopped)
     failures = "; ".join(f"seed {seed.number}: {seed.outcome}" for seed in failed)
-    if sweep.signals or (stopped and not failed):
-        reason = sweep.signals[0] if sweep.signals else "a signal to a run"
+    if sweep.signals:
         raise Stopped(
-            f"sweep: {reason}: {done} of {len(sweep.runs)} seeds done{f', {failures}' if failed else ''}; "
-            "the same command goes on"
+            f"sweep: {sweep.signals[0]}: {done} of {len(sweep.runs)} seeds done"
+            f"{f', {failures}' if failed else ''}; the same command goes on"
         )
     incomplete: Incomplete | None = None
     if done:
@@ -273,6 +273,10 @@ def _finish(sweep: Sweep, output: Path) -> None:
     if failed:
         raise Incomplete(
             f"sweep: {done} of {len(sweep.runs)} seeds done; {failures}; the same command tries again"
+        )
+    if stopped:
+        raise Stopped(
+            f"sweep: a signal to a run: {done} of {len(sweep.runs)} seeds done; the same command goes on"
         )
     if incomplete:
         raise incomplete
@@ -326,7 +330,9 @@ def _names(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    names = _names(text)
-    if not all(name.isdecimal() for name in names):
-        raise ArgumentTypeError(f"{text!r}, expected numbers with commas between them, such as 0,1,2")
+    names = [part.strip() for part in text.split(",")]
+    if not all(name.isdecimal() for name in names) or len({int(name) for name in names}) < len(names):
+        raise ArgumentTypeError(
+            f"{text!r}, expected different numbers with commas between them, such as 0,1,2"
+        )
     return [int(name) for name in names]

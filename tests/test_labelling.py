@@ -21,6 +21,7 @@ from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_i
 from lightning_genesis.models import VAE, GenesisV2, SlotAttention
 from lightning_genesis.sampling import sample_batches
 from tests.browser import needs_browser, open_page
+from tests.test_sampling import make_run
 from tests.weights_file import export
 
 
@@ -172,6 +173,22 @@ def test_a_model_that_cannot_be_judged(folder: Path, capsys: pytest.CaptureFixtu
     assert "no masks" in capsys.readouterr().out
 
 
+def test_the_checkpoint_that_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(folder / "run", "best", "last")
+    for name, chosen in (("best", []), ("last", ["--checkpoint", "last"])):
+        arguments = ["--output", f"{name}.html", "--num_images", "2", "--device", "cpu"]
+        assert main(["label", "run", *arguments, *chosen]) == 0
+        assert f"run/checkpoints/{name}.ckpt -> {name}.html" in capsys.readouterr().out
+        assert (
+            main(
+                ["label", str(run / f"checkpoints/{name}.ckpt"), *arguments[:1], "file.html", *arguments[2:]]
+            )
+            == 0
+        )
+        assert (folder / f"{name}.html").read_bytes() == (folder / "file.html").read_bytes()
+    assert (folder / "best.html").read_bytes() != (folder / "last.html").read_bytes()
+
+
 # ---------------------------------------------------------------- agreement
 
 
@@ -265,6 +282,8 @@ def test_answers_to_other_images(folder: Path, capsys: pytest.CaptureFixture[str
         (["broken", "--output", "page.html"], "broken/a.png: no readable PNG"),
         (["missing", "--output", "page.html"], "missing"),
         (["samples", "--agreement", "a.json", "b.json"], "--agreement takes two files of answers"),
+        (["--checkpoint", "last", "--agreement", "a.json", "b.json"], "--agreement takes two files"),
+        (["samples", "--output", "page.html", "--checkpoint", "last"], "samples is no run's folder"),
     ],
 )
 def test_wrong_use(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
 from lightning_genesis import models
+from lightning_genesis.checkpoint import write_checkpoint
 from lightning_genesis.cli import main
 from lightning_genesis.models import SRI, VAE, Genesis, GenesisV2, SceneModel, SlotAttention
-from lightning_genesis.sampling import sample_batches
+from lightning_genesis.sampling import load_model, sample_batches
 from lightning_genesis.scene import IndexedNoise
 from tests.weights_file import export
 
@@ -32,6 +34,26 @@ def small(kind: type[SceneModel], **options: Any) -> SceneModel:
         "SRI": {"encoder_options": {"latent_dim": 8, "feature_dim": 8}, "scene_dim": 6, "hidden_dim": 16},
     }
     return kind(num_slots=3, image_size=32, **{**sizes.get(kind.__name__, {}), **options}).eval()
+
+
+def make_run(path: Path, *checkpoints: str, data: dict[str, Any] | None = None) -> Path:
+    """A run's folder with checkpoints of these names, each of weights of its own."""
+    (path / "checkpoints").mkdir(parents=True)
+    config = {"seed_everything": 0, "data": data or {"class_path": "data_modules.MultiDSprites"}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    model: Any = small(GenesisV2)
+    for step, name in enumerate(checkpoints, start=1):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.0 + 0.1 * step)
+        contents = {
+            "model_class": "GenesisV2",
+            "hyper_parameters": dict(model.hparams),
+            "state_dict": model.state_dict(),
+            "global_step": step,
+        }
+        write_checkpoint(path / f"checkpoints/{name}.ckpt", contents)
+    return path
 
 
 @pytest.fixture
@@ -213,3 +235,71 @@ def test_missing_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     (folder / "run").mkdir()
     assert main(["sample", "run", "--output", "out"]) == 2
     assert "has the run been trained?" in error_line(capsys)
+
+
+# ---------------------------------------------------------------- what commands of a run share
+
+
+def test_the_checkpoint_that_is_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(folder / "runs/one", "best", "last")
+    for name, chosen in (
+        ("best", []),
+        ("best", ["--checkpoint", "best"]),
+        ("last", ["--checkpoint", "last"]),
+    ):
+        place = f"out{len(list(folder.iterdir()))}"
+        assert main(["sample", "runs/one", "--output", place, "--num_images", "1", "--latents", *chosen]) == 0
+        assert f"runs/one/checkpoints/{name}.ckpt -> {place}" in capsys.readouterr().out
+        file = folder / place / "latents.safetensors"
+        with safe_open(file, framework="pt") as opened:
+            told = json.loads(opened.metadata()["lightning_genesis"])
+        assert told["checkpoint"] == f"one/checkpoints/{name}.ckpt"
+        expected = load_model(folder / f"runs/one/checkpoints/{name}.ckpt")
+        latents = expected.sample(1, noise=IndexedNoise(0, [0])).latents["sample"]
+        assert torch.allclose(read_latents(file)["sample"], latents, atol=1e-6)
+
+
+@pytest.mark.parametrize("command", ["sample", "label", "figures", "probe"])
+def test_checkpoints_are_chosen_of_runs_alone(
+    folder: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"class_path": "data_modules.MultiDSprites", "init_args": {"image_size": 32}}
+    export(small(GenesisV2), folder / "model.safetensors", data)
+    output = "page.html" if command == "label" else "out"
+    arguments = [command, "model.safetensors", "--output", output, "--checkpoint"]
+    assert main([*arguments, "last"]) == 2
+    assert "--checkpoint last: model.safetensors is no run's folder" in error_line(capsys)
+    assert main([*arguments, "newest"]) == 2
+    assert f"{command}: argument --checkpoint: invalid choice: 'newest'" in error_line(capsys)
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors"}
+
+
+UNTRAINED = {
+    "test": ["--config", "runs/new/config.yaml", "--ckpt_path", "last"],
+    "sample": ["runs/new", "--output", "out"],
+    "label": ["runs/new", "--output", "page.html"],
+    "figures": ["runs/new", "--output", "out"],
+    "probe": ["runs/new", "--output", "out"],
+}
+
+
+@pytest.mark.parametrize("emptied", [True, False], ids=["no file", "no folder"])
+@pytest.mark.parametrize("command", UNTRAINED)
+def test_a_run_without_a_checkpoint(
+    folder: Path, command: str, emptied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(folder / "runs/new")
+    config = {
+        "model": {"class_path": "lightning_genesis.models.GenesisV2"},
+        "data": {"class_path": "data_modules.MultiDSprites"},
+        "run": {"name": "new", "wandb": False},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    if not emptied:
+        (run / "checkpoints").rmdir()
+    assert main([command, *UNTRAINED[command]]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line.startswith("lightning-genesis: ")]
+    assert line.startswith("lightning-genesis: error: runs/new/checkpoints: no ")
+    assert line.endswith("has the run been trained?")
+    assert {path.name for path in folder.iterdir()} == {"runs"}

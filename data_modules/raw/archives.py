@@ -24,8 +24,10 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 
 from data_modules.base import free_bytes, size_text
-from data_modules.store import DataError
+from data_modules.store import DataError, give_name, remove_leftovers
 
+UNPACKING = 600.0
+"""Seconds without a new file after which what is half unpacked, up to 33 GB, has been left behind."""
 BLOCK_BYTES = 2**20
 MAX_NAME_BYTES = 2**16
 """A longer name, or other note about a member, is refused."""
@@ -68,8 +70,7 @@ def unpack(
             that is not allowed, nothing that is needed, or the disk is too small; nothing is left behind.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(target.parent, UNPACKING)
     try:
         size = archive.stat().st_size
     except OSError as error:
@@ -90,7 +91,7 @@ def unpack(
             raise DataError(
                 f"{archive}: has none of the files expected; is it the archive of another dataset?"
             )
-        os.rename(folder, target)
+        give_name(folder, target)
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
         raise _unreadable(archive, error) from error
     finally:

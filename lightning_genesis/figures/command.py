@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from data_modules import SceneDataModule
-from lightning_genesis.callbacks.drawing import image_sheet, reconstruction_grid, titled, write_picture
+from lightning_genesis.callbacks.drawing import (
+    image_sheet,
+    reconstruction_grid,
+    sample_grid,
+    titled,
+    write_picture,
+)
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures.generation import generation_order, generation_steps, samples_by_run, sweep
 from lightning_genesis.figures.inference import (
@@ -31,7 +37,8 @@ from lightning_genesis.messages import CommandParser
 from lightning_genesis.metrics import mean_squared_error
 from lightning_genesis.metrics.structural_accuracy import judge_towers
 from lightning_genesis.models import SceneModel
-from lightning_genesis.run import load_with_data
+from lightning_genesis.results import FOLDER, Checkpoint, read_result
+from lightning_genesis.run import add_checkpoint_option, find_file, load_with_data
 from lightning_genesis.sampling import (
     BATCH_SIZE,
     check_numbers,
@@ -64,7 +71,8 @@ class RunFigures:
         temperatures: swept.
         slot_numbers: swept; two fewer to two more than the model's own if None.
         num_frames: of the random walk.
-        structure_score: the structure of samples, `[B]`, higher is better; finds the worst of them.
+        structure_score: the structure of samples, `[B]`, higher is better; finds the worst of them. Without
+            one, samples that are no tower are sought where the data show towers of blocks.
     """
 
     def __init__(
@@ -81,6 +89,7 @@ class RunFigures:
         structure_score: Callable[[Scene], Tensor] | None = None,
     ) -> None:
         self.model, self.seed, self.num_frames = model, seed, num_frames
+        self.shows_towers = data.shows_towers
         self.temperatures, self.structure_score = temperatures, structure_score
         around = range(max(1, model.num_slots - 2), model.num_slots + 3)
         self.slot_numbers = around if slot_numbers is None else slot_numbers
@@ -242,15 +251,30 @@ class RunFigures:
         )
 
     def structure_failures(self) -> Tensor:
-        """The samples of the worst structure."""
-        if self.structure_score is None:
-            raise ConfigurationError("no score of structure is given (--towers, for towers of blocks)")
+        """The samples of the worst structure; where the data show towers, the first that are none."""
+        if self.structure_score is not None:
+            values = self._of_samples(self.structure_score)
+            worst = values.argsort(stable=True)[: self.num_images]
+            picture = failure_cases(self._samples(worst), values[worst], "structure")
+            return titled(f"the worst of {self.num_sampled} samples", picture)
+        if not self.shows_towers:
+            raise ConfigurationError("the data show no towers of blocks")
+        wrong = (~self._of_samples(is_tower)).nonzero()[:, 0]
+        if not len(wrong):
+            raise ConfigurationError(f"all of {self.num_sampled} samples are towers")
+        shown = wrong[: self.num_images]
+        picture = sample_grid(self._samples(shown), [f"sample\n{number}" for number in shown.tolist()])
+        return titled(f"samples that are no tower: {len(wrong)} of {self.num_sampled}", picture)
+
+    def _of_samples(self, judge: Callable[[Scene], Tensor]) -> Tensor:
+        """What is said of every sample, `[N]`, on the CPU."""
         batches = sample_batches(self.model, self.num_sampled, seed=self.seed)
-        values = torch.cat([self.structure_score(scene) for scene in batches])
-        worst = values.argsort(stable=True)[: self.num_images]
-        scene = self.model.sample(len(worst), noise=IndexedNoise(self.seed, worst))
-        picture = failure_cases(scene, values[worst], "structure")
-        return titled(f"the worst of {self.num_sampled} samples", picture)
+        return torch.cat([judge(scene).cpu() for scene in batches])
+
+    @torch.no_grad()
+    def _samples(self, numbers: Tensor) -> Scene:
+        """Samples by their numbers."""
+        return self.model.sample(len(numbers), noise=IndexedNoise(self.seed, numbers))
 
     def random_walk(self) -> list[Tensor]:
         """Frames of a walk through the prior."""
@@ -276,9 +300,38 @@ FIGURES: dict[str, Drawing] = {
 """Every figure by the name of its file; a list of pictures is an animation."""
 
 
-def tower_score(scene: Scene) -> Tensor:
-    """Whether a sample is a tower whose blocks all touch and none overlap, 0 or 1, `[B]`."""
-    return judge_towers(scene.segmentation(), scene.reconstruction).correct.double()
+def is_tower(scene: Scene) -> Tensor:
+    """Whether a sample is a tower whose blocks all touch and none overlap, bool `[B]`.
+
+    Raises:
+        ConfigurationError: if there are no masks to judge by.
+    """
+    if scene.num_slots == 1:
+        raise ConfigurationError("a model of one slot has no masks, by which towers are judged")
+    return judge_towers(scene.segmentation(), scene.reconstruction).correct
+
+
+def known_fid(run: Path, file: Path) -> float | None:
+    """FID of some weights by the newest result in a run's folder; None if FID was never computed.
+
+    Args:
+        run: the folder.
+        file: the weights.
+
+    Raises:
+        ConfigurationError: if it is known of other weights only, or a file is not a result.
+    """
+    others = set()
+    paths = sorted((run / FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for result in map(read_result, paths):
+        fid, about = result.metrics.get("fid"), result.checkpoint
+        if fid is not None and about is not None:
+            if about.sha256 == Checkpoint.of(file, run, about.step).sha256:
+                return fid
+            others.add(f"{about.path} of step {about.step}")
+    if others:
+        raise ConfigurationError(f"{run / FOLDER} has that of {', '.join(sorted(others))}, not of {file}")
+    return None
 
 
 # ---------------------------------------------------------------- command
@@ -287,11 +340,9 @@ def tower_score(scene: Scene) -> Tensor:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis figures", description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="a run's folder, a .safetensors or a .ckpt")
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=Path, help="a folder; RUN/figures by default")
     parser.add_argument("--only", nargs="+", choices=FIGURES, help="these figures alone")
-    parser.add_argument(
-        "--towers", action="store_true", help="scenes are towers of blocks: show samples that are not, too"
-    )
     parser.add_argument("--data", type=Path, help="a data section, such as experiments/data/quickstart.yaml")
     parser.add_argument("--root", help="where the data are, if not where the run has them")
     parser.add_argument("--num_images", type=int, default=8, help="rows of a figure")
@@ -302,7 +353,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--temperature", type=float, nargs="+", default=TEMPERATURES, help="swept")
     parser.add_argument("--num_slots", type=int, nargs="+", help="swept; K - 2 to K + 2 by default")
     parser.add_argument("--num_frames", type=int, default=120, help="of the random walk")
-    parser.add_argument("--fid", type=float, nargs="+", help="of each run, in their order, for the captions")
+    parser.add_argument(
+        "--fid", type=float, nargs="+", help="of each run, for the captions; by default what RUN/metrics has"
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
     return parser
 
@@ -320,8 +373,10 @@ def main(args: Sequence[str]) -> None:
     device = find_device(options.device, "figures")
     dreams: dict[str, Scene] = {}
     for number, run in enumerate(options.run):
-        folder = _folder(run, options)
-        model, data = load_with_data("figures", run, data=options.data, root=options.root)
+        folder, file = _folder(run, options), find_file(run, options.checkpoint)
+        model, data = load_with_data(
+            "figures", run, checkpoint=options.checkpoint, data=options.data, root=options.root
+        )
         figures = RunFigures(
             model.to(device),
             data,
@@ -331,17 +386,16 @@ def main(args: Sequence[str]) -> None:
             temperatures=options.temperature,
             slot_numbers=options.num_slots,
             num_frames=options.num_frames,
-            structure_score=tower_score if options.towers else None,
         )
-        names = options.only or [name for name in FIGURES if options.towers or name != "structure_failures"]
+        names = options.only or FIGURES
         written, reasons = figures.draw(names, folder)
-        print(f"{run}: {type(model).__name__}", *written, sep="\n  ")
+        print(f"{file}: {type(model).__name__}", *written, sep="\n  ")
         for reason in dict.fromkeys(reasons.values()):
             which = ", ".join(name for name, other in reasons.items() if other == reason)
             print(f"  not drawn: {which}: {reason}")
         if len(options.run) > 1 and "samples" in set(names) - set(reasons):
-            fid = f": FID {options.fid[number]:g}" if options.fid else ""
-            dreams[f"{_name(run)}{fid}"] = figures.samples[:4]
+            fid = f"{options.fid[number]:g}" if options.fid else _known_fid(run, file)
+            dreams[f"{_name(run)}: FID {fid}" if fid else _name(run)] = figures.samples[:4]
     if dreams:
         path = options.output / "samples_by_run.png"
         write_picture(path, samples_by_run(dreams))
@@ -357,6 +411,16 @@ def _check(options: Namespace) -> None:
         )
     if len(options.run) > 1 and options.output is None:
         raise ConfigurationError("figures: several runs need --output, a folder for what shows them together")
+
+
+def _known_fid(run: Path, file: Path) -> str:
+    """FID with one decimal, as papers print it; empty, and a line where that may surprise, if not known."""
+    try:
+        fid = known_fid(run, file)
+    except ConfigurationError as error:
+        print(f"  no FID in the caption: {error}")
+        return ""
+    return "" if fid is None else f"{fid:.1f}"
 
 
 def _name(run: Path) -> str:

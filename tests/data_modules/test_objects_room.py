@@ -3,8 +3,11 @@
 import gzip
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -304,6 +307,57 @@ def test_an_interrupted_synthesis_starts_again(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         data.prepare()
     assert not list((tmp_path / "raw").iterdir())
+
+
+class SlowRooms(ObjectsRoom):
+    """Draws once another process is about to draw too."""
+
+    marks: tuple[Path, Path]
+    """What this process makes when it begins, and the other one."""
+
+    def synthesise(self, *args: Any) -> None:
+        mine, others = self.marks
+        mine.touch()
+        while not others.exists():
+            time.sleep(0.01)
+        super().synthesise(*args)
+
+
+def prepare_slowly(root: str, mine: Path, others: Path) -> None:
+    data = SlowRooms(root=root, synthetic=1)
+    data.marks = (mine, others)
+    data.prepare()
+
+
+def test_two_processes_prepare_synthetic_scenes_at_once(tmp_path: Path) -> None:
+    root, first, second = tmp_path / "data", tmp_path / "first", tmp_path / "second"
+    context = multiprocessing.get_context("fork")  # with what is imported already
+    processes = [
+        context.Process(target=prepare_slowly, args=(str(root), *marks))
+        for marks in ((first, second), (second, first))
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+        process.kill()  # one that waits for another that failed
+    assert [process.exitcode for process in processes] == [0, 0]
+    ObjectsRoom(root=str(root), synthetic=1).prepare()  # opens and verifies every split
+    assert [path.name for path in (root / "raw").iterdir()] == ["objects_room-synthetic-1"]
+    assert not list(root.rglob("*.partial"))
+
+
+def test_a_killed_synthesis_is_cleared_away_when_old(tmp_path: Path) -> None:
+    """A young one may belong to a process that is at work."""
+    old, young = (tmp_path / f"raw/.objects_room-synthetic-1.{name}.partial" for name in ("old", "young"))
+    for folder in (old, young):
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / FILE).write_bytes(b"half a file")
+    for path in (old, *old.rglob("*")):
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+    ObjectsRoom(root=str(tmp_path), synthetic=1).prepare()
+    names = sorted(path.name for path in (tmp_path / "raw").iterdir())
+    assert names == [young.name, "objects_room-synthetic-1"]
 
 
 def test_too_small_a_disk(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

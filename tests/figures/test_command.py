@@ -1,5 +1,6 @@
 """`lightning-genesis figures`: what applies to a model is drawn, what does not is named."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import yaml
 from PIL import Image
 
 from data_modules import MultiDSprites
+from lightning_genesis.callbacks.drawing import sample_grid
 from lightning_genesis.cli import main
-from lightning_genesis.figures import failure_cases
-from lightning_genesis.figures.command import FIGURES, RunFigures
+from lightning_genesis.figures import command, failure_cases
+from lightning_genesis.figures.command import FIGURES, RunFigures, is_tower, known_fid
 from lightning_genesis.models import SRI, VAE, EfficientMORL, GenesisV2, SceneModel, SlotAttention
+from lightning_genesis.results import Checkpoint
 from lightning_genesis.scene import IndexedNoise, Scene
-from tests.test_sampling import error_line, small
+from tests.report.fake_runs import add_result
+from tests.stand_in import SpriteTowers
+from tests.test_sampling import error_line, make_run, small
 from tests.weights_file import export
 
 DATA: dict[str, Any] = {"image_size": 32, "num_slots": 3, "train_size": 8, "val_size": 4, "test_size": 6}
@@ -78,7 +83,7 @@ def test_what_applies_is_drawn(folder: Path, kind: Any, expected: set[str], caps
     if "random_walk" in expected:
         assert duration(folder / "out/random_walk.gif") == 3 * 170
     told = capsys.readouterr().out
-    missing = set(FIGURES) - expected - {"structure_failures"}
+    missing = set(FIGURES) - expected
     assert all(name in told.split("not drawn", 1)[1] for name in missing)
 
 
@@ -165,15 +170,88 @@ def test_failures_by_structure_are_the_samples_of_lowest_score(folder: Path) -> 
     assert torch.allclose(picture[:, -expected.shape[1] :, : expected.shape[2]], expected, atol=1e-4)
 
 
-def test_towers_are_judged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = exported(small(GenesisV2), "model.safetensors")
-    only = ["--output", "out", "--only", "structure_failures", "--num_scored", "6", *FEW]
-    assert main(["figures", name, *only]) == 0
-    assert (
-        "not drawn: structure_failures: no score of structure is given (--towers" in capsys.readouterr().out
+def test_samples_that_are_no_tower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = small(GenesisV2)
+    wrong = [3, 34, 35]
+
+    def judged(scene: Scene) -> torch.Tensor:
+        start = 0 if len(scene.components) == 32 else 32  # batches of 32 and 8
+        return torch.tensor([number not in wrong for number in range(start, start + len(scene.components))])
+
+    titles = []
+    monkeypatch.setattr(command, "is_tower", judged)
+    monkeypatch.setattr(command, "titled", lambda title, picture: titles.append(title) or picture)
+    figures = RunFigures(model, SpriteTowers(**DATA), num_images=2, num_scored=40)
+    expected = model.sample(2, noise=IndexedNoise(0, wrong[:2]))
+    picture = sample_grid(expected, ["sample\n3", "sample\n34"])
+    assert torch.allclose(figures.structure_failures(), picture, atol=1e-4)
+    assert titles == ["samples that are no tower: 3 of 40"]
+    wrong.clear()
+    assert figures.draw(["structure_failures"], folder / "out") == (
+        [],
+        {"structure_failures": "all of 40 samples are towers"},
     )
-    assert main(["figures", name, *only, "--towers"]) == 0
-    assert drawn(folder / "out") == {"structure_failures"}
+
+
+def test_towers_are_sought_where_the_data_show_some(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    only = ["--output", "out", "--only", "structure_failures", "--num_scored", "6", *FEW]
+    for kind, data, said in (
+        (GenesisV2, "data_modules.MultiDSprites", "the data show no towers of blocks"),
+        (VAE, "tests.stand_in.SpriteTowers", "a model of one slot has no masks"),
+        (GenesisV2, "tests.stand_in.SpriteTowers", None),
+    ):
+        export(small(kind), folder / "model.safetensors", {"class_path": data, "init_args": dict(DATA)})
+        assert main(["figures", "model.safetensors", *only]) == 0
+        told = capsys.readouterr().out
+        assert "not drawn" not in told if said is None else f"not drawn: structure_failures: {said}" in told
+        assert (folder / "out").exists() == (said is None)
+    samples: Any = small(GenesisV2).sample(6, noise=IndexedNoise(0, range(6)))
+    assert not is_tower(samples).all()
+
+
+# ---------------------------------------------------------------- checkpoints, and what is known of them
+
+
+def captions(monkeypatch: pytest.MonkeyPatch, *args: str) -> list[str]:
+    """What `samples_by_run.png` says above the samples of every run."""
+    seen: list[str] = []
+    sheet = torch.zeros(3, 8, 8)
+    monkeypatch.setattr(command, "samples_by_run", lambda dreams: seen.extend(dreams) or sheet)
+    assert main(["figures", *args, "--output", "out", "--only", "samples", *FEW]) == 0
+    return seen
+
+
+def test_pictures_and_fid_are_of_one_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"class_path": "data_modules.MultiDSprites", "init_args": dict(DATA)}
+    first, second = (make_run(folder / name, "best", "last", data=data) for name in ("first", "second"))
+
+    def scored(checkpoint: str, fid: float | None, age: int, **other: Any) -> None:
+        about = Checkpoint.of(first / f"checkpoints/{checkpoint}.ckpt", first, 1)
+        path = add_result(first, "genesisv2_multidsprites", 0, {"fid": fid}, checkpoint=about, **other)
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+
+    scored("last", 71.0, 200, protocol="genesis")
+    scored("last", 73.26, 100, protocol="sri")
+    scored("last", None, 0, protocol="emorl")  # newer, and without FID
+    runs = [str(first), str(second)]
+    assert captions(monkeypatch, *runs, "--checkpoint", "last") == ["first: FID 73.3", "second"]
+    told = capsys.readouterr().out
+    assert f"{first}/checkpoints/last.ckpt: GenesisV2" in told
+    assert "no FID" not in told
+    last = (folder / "out/first/samples.png").read_bytes()
+    # another checkpoint's FID is not written above the samples of this one
+    assert captions(monkeypatch, *runs) == ["first", "second"]
+    told = capsys.readouterr().out
+    assert f"{first}/checkpoints/best.ckpt: GenesisV2" in told
+    assert f"no FID in the caption: {first}/metrics has that of checkpoints/last.ckpt of step 1, not" in told
+    assert (folder / "out/first/samples.png").read_bytes() != last
+    assert captions(monkeypatch, *runs, "--fid", "8", "9.25") == ["first: FID 8", "second: FID 9.25"]
+    (first / "metrics/test-none-0.json").write_text("{")
+    assert captions(monkeypatch, *runs, "--checkpoint", "last") == ["first", "second"]
+    assert "test-none-0.json: not readable as JSON" in capsys.readouterr().out
+    assert known_fid(second, second / "checkpoints/best.ckpt") is None
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from lightning_genesis import sweep
+from lightning_genesis import models, sweep
 from lightning_genesis.cli import main
+from lightning_genesis.experiment import LINKS
 from lightning_genesis.loggers import make_wandb_logger
+from lightning_genesis.run import build_data
 from tests.report.fake_runs import add_result, make_run
 from tests.test_cli import TINY
 
@@ -190,7 +193,16 @@ def test_a_run_that_someone_else_stops_is_not_a_failure(
     monkeypatch.setenv("STUB_fit_0", "75")
     assert run("--seeds", "0,1") == 75
     assert stages() == [("fit", 0), ("fit", 1), ("test", 1)]
-    assert "a signal to a run: 1 of 2 seeds done" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    told = "sweep: a signal to a run: 1 of 2 seeds done; the same command goes on"
+    assert line == f"lightning-genesis: {told}"
+    assert "0.500 (1)" in Path("runs/my_experiment-report/tables.md").read_text()  # of what is done
+
+
+def test_no_report_where_nothing_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_fit_0", "75")
+    assert run("--seeds", "0") == 75
+    assert not Path("runs/my_experiment-report").exists()
 
 
 def test_two_sweeps_do_not_share_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,8 +232,10 @@ def test_a_damaged_state_is_no_state(run: Run, state: str) -> None:
     ("args", "message"),
     [
         ([], "sweep: the following arguments are required: --seeds"),
-        (["--seeds", "0,x"], "sweep: argument --seeds: '0,x', expected numbers with commas between them"),
-        (["--seeds", "1,1"], "sweep: argument --seeds: '1,1', expected different names"),
+        (["--seeds", "0,x"], "sweep: argument --seeds: '0,x', expected different numbers with commas"),
+        (["--seeds", "0,"], "sweep: argument --seeds: '0,', expected different numbers"),
+        (["--seeds", "1,1"], "sweep: argument --seeds: '1,1', expected different numbers"),
+        (["--seeds", "1,01"], "sweep: argument --seeds: '1,01', expected different numbers"),
         (["--seeds", "0", "--gpus", "0,"], "sweep: argument --gpus: '0,', expected different names"),
         (["--seeds", "0", "--seed_everything=4"], "sweep: --seed_everything is set by the sweep itself"),
         (["--seeds", "0", "--ckpt_path", "best"], "sweep: --ckpt_path is set by the sweep itself"),
@@ -275,7 +289,6 @@ def test_sweeps_of_wandb_parse(
     content = yaml.safe_load(path.read_text())
     monkeypatch.chdir(ROOT)
     assert content["program"] == content["command"][0] == "lightning-genesis"
-    assert content["metric"]["name"].startswith("val/")
     for last in (False, True):
         chosen = {name: {"value": drawn(entry)[-last]} for name, entry in content["parameters"].items()}
         arguments = create_sweep_command_args({"args": chosen})
@@ -291,6 +304,27 @@ def test_sweeps_of_wandb_parse(
             for key in name.split("."):
                 found = found[key]
             assert found == entry["value"], name
+    assert content["metric"]["name"] in logged_in_validation(config)
+
+
+def logged_in_validation(config: dict[str, Any]) -> set[str]:
+    """What a model of this configuration logs of two images with masks."""
+    data, (_, _, name) = build_data(config["data"]), config["model"]["class_path"].rpartition(".")
+    options = config["model"]["init_args"] | {key: getattr(data, key) for key in LINKS}
+    options.pop("objective", None)  # of no account here
+    model: Any = getattr(models, name)(**options).eval()
+    names: list[str] = []
+    model.log = lambda name, *args, **kwargs: names.append(name)
+    size = model.image_size
+    batch = {
+        "image": torch.rand(2, 3, size, size),
+        "index": torch.arange(2),
+        "segmentation": torch.randint(3, (2, size, size)),
+    }
+    with torch.no_grad():
+        model.validation_step(batch, 0)
+    model.on_validation_epoch_end()
+    return set(names)
 
 
 def test_runs_of_a_wandb_sweep_have_folders_and_ids_of_their_own(
