@@ -5,7 +5,7 @@ evaluation cannot do as published (fewer images, another size, synthetic data) i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from data_modules.base import Split
@@ -15,7 +15,7 @@ from lightning_genesis.metrics import Convention
 from lightning_genesis.split import EvaluatedSplit
 
 LIKELIHOOD = "normalised density of pixels in [0, 1], one posterior sample"
-"""Behind `elbo` and `bits_per_dim` in all papers, also of SRI-G, which trains without the normalisation."""
+"""Behind `elbo` and `bits_per_dim` here, whatever is trained: SRI-G is trained without the normalisation."""
 ProtocolName = Literal["genesis", "genesisv2", "sri", "sri-ablations", "emorl"]
 
 
@@ -38,12 +38,29 @@ class Protocol:
     """What the paper's tables show, as the metrics are named here."""
     num_seeds: int | None
     """Trained models behind a published mean; None if it is not said."""
+    likelihood: str
+    """Behind the paper's ELBO or bits per dimension; where it prints neither, what it trains."""
     enlarge: Literal["nearest", "bicubic"] = "nearest"
     """How masks smaller than the ground truth are brought to its size."""
     target_sizes: Mapping[str, int] = field(default_factory=dict)
     """Side of the ground truth, by dataset, where it is not that of the images."""
     selection_seed: int = 0
     """Draws the images."""
+
+    def rules(self, split: EvaluatedSplit) -> dict[str, Any]:
+        """The table's column for the data of a split, plain; sizes are None where the paper has none."""
+        rules = asdict(self)
+        dataset, sizes, targets = self._dataset(split), rules.pop("image_sizes"), rules.pop("target_sizes")
+        size = sizes.get(dataset)
+        return rules | {
+            "headline": list(self.headline_of(split.name)),
+            "image_size": size,
+            "target_size": targets.get(dataset, size),
+        }
+
+    def _dataset(self, split: EvaluatedSplit) -> str:
+        # EMORL's copies of several datasets share a data module
+        return split.name if split.name in self.image_sizes else split.settings.get("variant", split.name)
 
     def headline_of(self, dataset: str) -> tuple[str, ...]:
         """What the paper's tables show for a dataset: for APC, with one object, scores of all pixels."""
@@ -60,8 +77,7 @@ class Protocol:
             image_size: their side.
             target_size: side of the ground truth; None if there is none.
         """
-        # EMORL's copies of several datasets share a data module
-        dataset = split.name if split.name in self.image_sizes else split.settings.get("variant", split.name)
+        dataset = self._dataset(split)
         lines = []
         if dataset not in self.image_sizes:
             lines.append(f"the paper does not evaluate {split.name}")
@@ -90,6 +106,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         convention="genesis",
         headline=("ari_fg", "sc_fg", "msc_fg", "fid"),
         num_seeds=5,
+        likelihood="none printed; trained: normalised density of pixels in [0, 1], a mixture per pixel",
     ),
     "genesisv2": Protocol(
         source="GENESIS-V2 (NeurIPS 2021), Section 4",
@@ -100,6 +117,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         convention="genesis",
         headline=("ari_fg", "msc_fg", "elbo", "fid", "num_active", "num_active_mae"),
         num_seeds=3,
+        likelihood=f"ELBO in nats: {LIKELIHOOD}; of MONet-G with the decoded masks, without their KL",
     ),
     "sri": Protocol(
         source="SRI (2023), Section 5.3 and Table 2",
@@ -110,6 +128,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         convention="emorl",
         headline=("fid", "ari_fg"),
         num_seeds=3,
+        likelihood="none printed; trained: mixture, normalised at σ 0.7, not at 0.1; Gaussian, which is not",
     ),
     "sri-ablations": Protocol(
         source="SRI (2023), Section 5.4 and Tables 1, 3 and 4",
@@ -120,6 +139,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         convention="emorl",
         headline=("fid", "ari_fg", "bits_per_dim"),
         num_seeds=3,
+        likelihood=f"bits per dimension: {LIKELIHOOD}, also of SRI-G; L_SRI has the cross-order KL in it",
     ),
     "emorl": Protocol(
         source="EfficientMORL (ICML 2021), Section 5 and its evaluation script",
@@ -130,6 +150,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         convention="emorl",
         headline=("ari_fg", "mse", "kl"),
         num_seeds=None,
+        likelihood="none printed; trained without the normalisation; KL of the last refinement alone",
         enlarge="bicubic",
         target_sizes={"clevr6": 192},
     ),
@@ -151,7 +172,8 @@ def find_protocol(name: str) -> Protocol:
 
 def general_deviations(split: EvaluatedSplit, fid: Mapping[str, Any]) -> list[str]:
     """In what the data and FID differ from all the papers', a line each; `fid` are `FIDCallback.options`."""
-    lines = list(split.remarks)
+    # the size of the masks is the protocol's to judge: EMORL's asks for these
+    lines = [line for line in split.remarks if line != "data: full_masks"]
     if fid and fid["num_images"] != NUM_IMAGES:
         lines.append(f"FID and KID over {fid['num_images']} images, {NUM_IMAGES} in the papers")
     if fid and fid["temperature"] != 1:

@@ -78,12 +78,19 @@ class Result:
     """Whatever else the numbers depend on: plain data."""
     deviations: list[str] = field(default_factory=list)
     """In what the evaluation differs from the protocol or the data from the paper's, a line each."""
+    rules: dict[str, Any] | None = None
+    """The protocol's, `Protocol.rules`; None without one, and in files from before they were stored."""
     versions: dict[str, str] = field(default_factory=versions)
 
     @property
     def identity(self) -> str:
-        """SHA-256 of everything but the numbers and the versions."""
-        about = {key: value for key, value in asdict(self).items() if key not in ("metrics", "versions")}
+        """SHA-256 of everything but the numbers, the versions and the rules.
+
+        Of the rules, `options` has what the numbers depend on.
+        """
+        about = {
+            key: value for key, value in asdict(self).items() if key not in ("metrics", "versions", "rules")
+        }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -96,7 +103,7 @@ def write_result(run: str | Path, name: str, result: Result) -> Path:
         result: what to write; values that are not finite become null.
 
     Returns:
-        the file, `RUN/metrics/NAME-XXXXXXXX.json`, where the digits belong to everything but the numbers.
+        the file, `RUN/metrics/NAME-XXXXXXXX.json`, where the digits belong to `Result.identity`.
     """
     metrics = {
         key: value if value is not None and math.isfinite(value) else None
@@ -139,6 +146,7 @@ def read_result(path: str | Path) -> Result:
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
         raise ConfigurationError(f"{path}: `format` is {found!r}, expected {FORMAT}")
+    contents.setdefault("rules", None)
     _check(path, contents, _RESULT)
     if contents["checkpoint"] is not None:
         _check(path, contents["checkpoint"], _CHECKPOINT, "checkpoint.")
@@ -161,6 +169,7 @@ _RESULT: dict[str, tuple[type, ...]] = {
     "options": (dict,),
     "deviations": (list,),
     "versions": (dict,),
+    "rules": (dict, _NONE),
 }
 _CHECKPOINT: dict[str, tuple[type, ...]] = {"path": (str,), "sha256": (str,), "step": (int,)}
 

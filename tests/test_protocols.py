@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 from data_modules.base import StoreDataset
 from lightning_genesis import inception
+from lightning_genesis.callbacks.fid import FIDCallback
+from lightning_genesis.callbacks.results import NOT_EVALUATED, OF_THEIR_OWN
 from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main
+from lightning_genesis.experiment import LINKS, MAY_DIFFER, TRAINING_ONLY
 from lightning_genesis.metrics import CONVENTIONS
 from lightning_genesis.models.base import EVALUATION_SEED
-from lightning_genesis.protocols import PROTOCOLS
+from lightning_genesis.protocols import LIKELIHOOD, PROTOCOLS, general_deviations
+from lightning_genesis.report.runs import read_run
+from lightning_genesis.report.tables import make_sections
 from lightning_genesis.results import Result, read_results
 from lightning_genesis.run import load
 from lightning_genesis.scene import IndexedNoise
@@ -96,6 +102,9 @@ def test_the_papers_numbers() -> None:
     }
     assert all(protocol.convention in CONVENTIONS for protocol in PROTOCOLS.values())
     assert PROTOCOLS["emorl"].target_sizes == {"clevr6": 192}
+    assert {name for name, p in PROTOCOLS.items() if LIKELIHOOD in p.likelihood} == {
+        *("genesisv2", "sri-ablations")  # the papers that print a bound
+    }
     assert PROTOCOLS["genesisv2"].headline_of("apc")[:2] == ("ari", "msc")
     assert PROTOCOLS["genesisv2"].headline_of("shapestacks")[:2] == ("ari_fg", "msc_fg")
 
@@ -134,6 +143,18 @@ def split(name: str, **settings: Any) -> EvaluatedSplit:
 )
 def test_deviations(protocol: Any, arguments: Any, expected: list[str]) -> None:
     assert PROTOCOLS[protocol].deviations(*arguments) == expected
+
+
+def test_the_rules_of_a_dataset() -> None:
+    found = PROTOCOLS["emorl"].rules(split("emorl_hdf5", variant="clevr6"))
+    assert (found["image_size"], found["target_size"]) == (96, 192)
+    found = PROTOCOLS["genesisv2"].rules(split("apc"))
+    assert (found["image_size"], found["target_size"], found["headline"][0]) == (128, 128, "ari")
+
+
+def test_masks_of_full_size_are_no_difference() -> None:
+    tags = ["full_masks", "64px"]
+    assert general_deviations(split("clevr6", differs_from_paper=tags), {}) == ["data: 64px"]
 
 
 # ---------------------------------------------------------------- the numbers
@@ -198,6 +219,60 @@ def test_what_is_written(evaluate: Command, run: Path) -> None:
     assert str(run.parents[1]) not in text
 
 
+def test_the_rules_are_stored_with_the_numbers(evaluate: Command, run: Path) -> None:
+    assert evaluate("--protocol", "genesisv2") == 0
+    found = results(run)
+    assert found[None].rules is None
+    protocol = PROTOCOLS["genesisv2"]
+    assert found["genesisv2"].rules == {
+        "source": "GENESIS-V2 (NeurIPS 2021), Section 4",
+        "split": "test",
+        "num_images": 320,
+        "image_size": None,  # the paper does not evaluate these data
+        "target_size": None,
+        "masks": "not said",
+        "convention": "genesis",
+        "headline": list(protocol.headline),
+        "num_seeds": 3,
+        "likelihood": protocol.likelihood,
+        "enlarge": "nearest",
+        "selection_seed": 0,
+    }
+
+
+def test_model_values_given_for_a_test_have_a_file_and_a_row_of_their_own(
+    evaluate: Command, run: Path
+) -> None:
+    shared = ("--config", str(run / "config.yaml"), "--ckpt_path", "last")
+    fixed = ("--model.flexible_slots", "false")
+    assert evaluate(*fixed) == 0
+    assert main(["test", *shared, "--trainer.enable_progress_bar", "false"]) == 0
+    assert main(["test", *shared, "--trainer.enable_progress_bar", "false", *fixed]) == 0  # once more
+    first, second = sorted(read_results(run), key=lambda result: result.metrics["num_active"] or 0)
+    values = first.options["model"]
+    assert (values["flexible_slots"], values["min_pixels"]) == (True, 150.0)
+    assert second.options == {**first.options, "model": {**values, "flexible_slots": False}}
+    assert second.metrics["num_active"] == 5
+    assert first.metrics["num_active"] != 5
+    (section,), problems = make_sections([read_run(run)])
+    assert problems == []
+    assert {row.label for table in section.tables for row in table.rows} == {
+        "tiny (flexible_slots true)",
+        "tiny (flexible_slots false)",
+    }
+
+
+def test_which_model_values_are_left_out() -> None:
+    """Those that the command takes for training's, or that the options have under another name."""
+    assert set(NOT_EVALUATED) == {*TRAINING_ONLY, *MAY_DIFFER}
+    assert set(OF_THEIR_OWN) == {*LINKS, "std", "metric_convention"}
+
+
+def test_defaults_of_fid_are_the_papers() -> None:
+    fid = FIDCallback()
+    assert (fid.num_images, fid.temperature, fid.roundings) == (10_000, 1.0, ("truncate", "round"))
+
+
 def test_twice_the_same_bytes_and_any_batch_size(evaluate: Command, run: Path) -> None:
     def contents(*args: str) -> list[bytes]:
         assert evaluate("--protocol", "sri", "--importance_samples", "3", *args) == 0
@@ -256,6 +331,37 @@ def test_edge_cases_are_the_protocols(evaluate: Command, run: Path, monkeypatch:
         assert evaluate("--protocol", name) == 0
         scores[name] = results(run)[name].metrics["ari_fg"]
     assert scores == {"genesisv2": 1.0, "sri": 0.0}
+
+
+def test_masks_are_enlarged_as_the_protocol_says(
+    evaluate: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ground truth of twice the side: the model's own masks, enlarged by Pillow as EMORL does."""
+    model, data = load(run, "last")
+    data.prepare()
+    targets = []
+    for index in range(NUM_TEST):
+        image = data.dataset("test").__getitems__([index])["image"] / 255  # type: ignore[attr-defined]
+        with torch.no_grad():
+            masks = model(image, IndexedNoise(EVALUATION_SEED, [index])).log_masks[0, :, 0].exp()
+        slots = [Image.fromarray(mask.numpy()).resize((64, 64), Image.Resampling.BICUBIC) for mask in masks]
+        targets.append(torch.from_numpy(np.stack([np.asarray(slot) for slot in slots])).argmax(0).byte())
+    read = StoreDataset.__getitems__
+
+    def with_targets(dataset: StoreDataset, indices: list[int]) -> Any:
+        return {**read(dataset, indices), "segmentation": torch.stack([targets[index] for index in indices])}
+
+    monkeypatch.setattr(StoreDataset, "__getitems__", with_targets)
+    found = {}
+    for name in ("emorl", "sri"):
+        fewer(monkeypatch, name, 6)
+        assert evaluate("--protocol", name) == 0
+        found[name] = results(run)[name]
+    assert found["emorl"].metrics["ari"] == pytest.approx(1, abs=1e-3)
+    ids_enlarged = found["sri"].metrics["ari"]
+    assert ids_enlarged is not None
+    assert ids_enlarged < 0.99
+    assert "masks scored at 64x64, 32x32 in the protocol" in found["sri"].deviations
 
 
 # ---------------------------------------------------------------- wrong input

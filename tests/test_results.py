@@ -22,6 +22,7 @@ RESULT = Result(
     checkpoint=Checkpoint("checkpoints/best.ckpt", "ab" * 32, 500_000),
     options={"fid": {"num_images": 10_000}},
     deviations=["data: synthetic"],
+    rules={"source": "GENESIS-V2", "num_seeds": 3},
 )
 
 
@@ -40,6 +41,7 @@ def test_the_same_evaluation_replaces_its_file(tmp_path: Path) -> None:
     content = first.read_bytes()
     assert write_result(tmp_path, "test", RESULT).read_bytes() == content
     assert write_result(tmp_path, "test", replace(RESULT, metrics={"elbo": -1.0})) == first
+    assert write_result(tmp_path, "test", replace(RESULT, rules={"source": "the paper"})) == first
     others = (
         replace(RESULT, seed=4),
         replace(RESULT, num_images=5),
@@ -71,6 +73,7 @@ def test_a_run_without_results(tmp_path: Path) -> None:
         ({"synthetic": 1}, "`synthetic` is 1, expected bool"),
         ({"protocol": 7}, "`protocol` is 7, expected str or null"),
         ({"metrics": {"fid": "12"}}, "`metrics.fid` is '12', expected a number or null"),
+        ({"rules": []}, "`rules` is [], expected dict or null"),
         ({"checkpoint": {"path": "x"}}, "has no key `checkpoint.sha256`"),
     ],
 )
@@ -97,3 +100,11 @@ def test_missing_key(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigurationError, match="has no key `deviations`"):
         read_result(path)
+
+
+def test_a_file_from_before_the_rules_were_stored(tmp_path: Path) -> None:
+    path = write_result(tmp_path, "test", RESULT)
+    content = json.loads(path.read_text())
+    del content["rules"]
+    path.write_text(json.dumps(content))
+    assert read_result(path) == replace(RESULT, rules=None)

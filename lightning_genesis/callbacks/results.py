@@ -15,6 +15,13 @@ from lightning_genesis.results import Checkpoint, Result, write_result
 from lightning_genesis.split import EvaluatedSplit
 
 STAGE = "test/"
+NOT_EVALUATED = (
+    *("objective", "learning_rate", "optimizer", "warmup_steps", "decay_rate", "decay_steps"),
+    "compile",
+)
+"""Model values that no score depends on."""
+OF_THEIR_OWN = ("num_slots", "image_size", "num_background", "std", "metric_convention")
+"""Model values that a result's options have beside the others, the last as `convention`."""
 
 
 class ResultWriter(pl.Callback):
@@ -89,6 +96,12 @@ class ResultWriter(pl.Callback):
             "image_size": pl_module.image_size,
             "num_background": hyperparameters["num_background"],
             "std": hyperparameters.get("std"),
+            # all, since any may be given anew for a test: the options tell such a result from the others
+            "model": {
+                name: value
+                for name, value in hyperparameters.items()
+                if name not in (*NOT_EVALUATED, *OF_THEIR_OWN)
+            },
             "precision": str(trainer.precision),
             "likelihood": LIKELIHOOD,
             "data": split.settings,
@@ -128,9 +141,8 @@ class ResultWriter(pl.Callback):
                         "convention": rules.convention,
                         "enlarge": rules.enlarge,
                         "selection_seed": rules.selection_seed,
-                        "masks": rules.masks,
-                        "headline": list(rules.headline_of(split.name)),
                     },
                     deviations=[*differing, *deviations],
+                    rules=rules.rules(split),
                 )
                 write_result(self.folder, f"{split.split}-{scores.name}", result)

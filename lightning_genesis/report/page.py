@@ -31,7 +31,7 @@ CAPTIONS = {
     "reconstructions": "Reconstructions and segmentations, validation images",
     "samples": "Samples from the prior",
     "slots": "Samples with fewer and more slots",
-    "structure_failures": "Failure cases: the worst by structure",
+    "structure_failures": "Samples that are no tower of blocks",
     "temperatures": "Samples at several temperatures",
     "test_reconstructions": "Reconstructions and segmentations, test images",
     "test_samples": "Samples from the prior",

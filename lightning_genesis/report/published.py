@@ -51,6 +51,11 @@ def read_published() -> tuple[Published, ...]:
     )
 
 
+def is_published(experiment: str) -> bool:
+    """Whether papers print anything of an experiment, by the name of its file without `.yaml`."""
+    return any(cell.experiment == experiment for cell in read_published())
+
+
 def find_published(experiment: str, metric: str, protocol: str | None) -> list[Published]:
     """What papers print for a metric of an experiment.
 

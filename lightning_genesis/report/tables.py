@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.report.published import Published, find_published
+from lightning_genesis.report.published import Published, find_published, is_published
 from lightning_genesis.report.runs import Run
 from lightning_genesis.results import Result
 
@@ -108,8 +108,12 @@ DATASETS = {
 """The papers' names of datasets."""
 SYNTHETIC = "†"
 """Marks images that this project rendered in place of a publisher's."""
-OF_THE_RUN = ("seed_everything",)
-"""Options of an evaluation that tell the run, not how it was evaluated."""
+NO_DIFFERENCE = ("seed_everything", "masks", "headline")
+"""Options that no metric depends on: the run's seed, and what old files have of the protocol's rules."""
+MODEL = "model"
+"""The option that has the model's values."""
+FLEXIBLE, FLEXIBLE_SLOTS = "_flexible", "model.flexible_slots"
+"""Ends the names of experiments with a flexible number of slots, and the option that makes it so."""
 ONLY_FOR = {"fid": _SAMPLES, "structure": _STRUCTURE, "importance_samples": _IMPORTANCE}
 """Options that only these metrics depend on."""
 OWN_IMAGES = (*_SAMPLES, *_STRUCTURE)
@@ -265,10 +269,24 @@ class _Entry:
         relevant = {
             name: value
             for name, value in self.result.options.items()
-            if name not in OF_THE_RUN and base in ONLY_FOR.get(name, (base,))
+            if name not in NO_DIFFERENCE and base in ONLY_FOR.get(name, (base,))
         }
-        add("", count | relevant)
+        # files from before the model's values were stored
+        add("", count | {MODEL: "not stored"} | relevant)
         return flat
+
+    @property
+    def evaluated_as(self) -> str:
+        """The experiment by whose published numbers this is measured.
+
+        The number of slots is fixed or flexible in evaluation alone, and the papers have a row for either.
+        """
+        experiment = self.run.experiment
+        values = self.result.options.get(MODEL)
+        flexible = values.get("flexible_slots") if isinstance(values, dict) else None
+        if flexible is None:
+            return experiment
+        return experiment.removesuffix(FLEXIBLE) + (FLEXIBLE if flexible else "")
 
     @property
     def age(self) -> tuple[int, str]:
@@ -353,9 +371,12 @@ def _unshared(
         for entry in entries:
             places[entry.result.dataset][entry.run.experiment].add(section)
     for dataset, sections in places.items():
-        if not set.intersection(*sections.values()):
+        # every test has the whole split, beside which a protocol's images are what papers are compared by
+        named = {experiment: {key for key in keys if key[0]} for experiment, keys in sections.items()}
+        if not set.intersection(*(named if any(named.values()) else sections).values()):
             each = "; ".join(
-                f"{experiment}: {', '.join(sorted({name or f'whole {split}' for name, split in keys}))}"
+                f"{experiment}: "
+                + ", ".join(sorted({name or f"whole {split}" for name, split in named[experiment] or keys}))
                 for experiment, keys in sections.items()
             )
             problems.append(
@@ -380,7 +401,7 @@ def _make_section(protocol: str | None, split: str, entries: Sequence[_Entry]) -
         problems += [problem for problem in more if problem not in problems]
         if table.rows:
             tables.append(table)
-    remarks = _remarks(entries)
+    remarks = _remarks(entries) + _fewer_seeds(tables)
     cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
     if protocol is None and any(cell.comparisons for cell in cells):
         remarks.append("the papers' numbers are of other images and rules; `test --protocol` has theirs")
@@ -423,9 +444,12 @@ def _make_table(
                     f"{', '.join(differing)}: shown in rows of their own; evaluate all alike"
                 )
             for options, by_run in variants.items():
-                shown = ", ".join(f"{option} {dict(options).get(option)}" for option in differing)
-                label = row_label(experiment, dataset) + (f" ({shown})" if shown else "")
-                cell = _make_cell(name, experiment, protocol, list(by_run.values()))
+                members = list(by_run.values())
+                told = differing
+                if is_published(experiment) and members[0].evaluated_as != experiment:
+                    told = list(dict.fromkeys([FLEXIBLE_SLOTS, *differing]))
+                label = row_label(experiment, dataset) + _show_options(dict(options), told)
+                cell = _make_cell(name, protocol, members)
                 rows.setdefault(label, Row(label)).cells[Column(dataset, synthetic, name)] = cell
     columns = [
         column
@@ -434,6 +458,16 @@ def _make_table(
         if any((column := Column(dataset, synthetic, name)) in row.cells for row in rows.values())
     ]
     return Table(title, columns, list(rows.values())), problems
+
+
+def _show_options(options: Mapping[str, str], names: Iterable[str]) -> str:
+    """Some options in brackets; nothing if there are none to show."""
+    shown = [
+        f"{name.removeprefix(f'{MODEL}.')} {options.get(name)}"
+        for name in names
+        if name in options or not (name == MODEL or (name.startswith(f"{MODEL}.") and MODEL in options))
+    ]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 _Options = tuple[tuple[str, str], ...]
@@ -454,16 +488,21 @@ def _variants(name: str, entries: Iterable[_Entry]) -> tuple[dict[_Options, dict
                 runs[folder] = entry
     each = [dict(options) for options in variants]
     known = dict.fromkeys(option for options in each for option in options)
-    return variants, [option for option in known if len({options.get(option) for options in each}) > 1]
+    with_model = [options for options in each if MODEL not in options]  # which stands for "not stored"
+    compared = {
+        option: {options.get(option) for options in (with_model if option.startswith(f"{MODEL}.") else each)}
+        for option in known
+    }
+    return variants, [option for option, values in compared.items() if len(values) > 1]
 
 
-def _make_cell(name: str, experiment: str, protocol: str | None, entries: Sequence[_Entry]) -> Cell:
+def _make_cell(name: str, protocol: str | None, entries: Sequence[_Entry]) -> Cell:
     factor = metric_of(name).factor
     values = [value * factor for entry in entries if (value := entry.result.metrics[name]) is not None]
     summary = summarise(values)
     comparisons = tuple(
         Comparison(published, summary.mean - published.mean)
-        for published in find_published(experiment, name, protocol)
+        for published in find_published(entries[0].evaluated_as, name, protocol)
     )
     return Cell(summary, tuple(entry.run.name for entry in entries), comparisons)
 
@@ -477,6 +516,19 @@ def _remarks(entries: Sequence[_Entry]) -> list[str]:
         if entry.result.checkpoint is None:
             about["the weights are untrained"][entry.run.name] = None
     return [f"{line} ({', '.join(who)})" for line, who in about.items()]
+
+
+def _fewer_seeds(tables: Iterable[Table]) -> list[str]:
+    """Rows with fewer seeds than are behind a mean that they are compared with."""
+    found = {
+        f"{row.label}: {cell.summary.count} of {comparison.published.seeds}": None
+        for table in tables
+        for row in table.rows
+        for cell in row.cells.values()
+        for comparison in cell.comparisons
+        if cell.summary.count < (comparison.published.seeds or 0)
+    }
+    return [f"fewer seeds than behind the published means ({', '.join(found)})"] if found else []
 
 
 # ---------------------------------------------------------------- text

@@ -13,7 +13,7 @@ from scipy import stats
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.protocols import PROTOCOLS
-from lightning_genesis.report.published import read_published
+from lightning_genesis.report.published import find_published, read_published
 from lightning_genesis.report.runs import read_run
 from lightning_genesis.report.tables import (
     METRICS,
@@ -119,7 +119,45 @@ def test_only_values_of_the_same_protocol_are_compared(tmp_path: Path) -> None:
     found = {
         section.protocol: [c.published.paper for c in first_cell(section).comparisons] for section in sections
     }
-    assert found == {"genesis": ["GENESIS"], None: ["GENESIS", "GENESIS-V2"]}
+    assert found == {"genesis": ["GENESIS"], None: ["GENESIS", "GENESIS-V2", "SRI"]}
+
+
+def published(experiment: str, metric: str) -> dict[tuple[str, str], tuple[str, int | None]]:
+    return {
+        (cell.protocol or "", cell.where): (cell.text, cell.seeds)
+        for cell in find_published(experiment, metric, None)
+    }
+
+
+def test_what_sri_quotes_and_prints_twice() -> None:
+    """papers/sri.md: Table 2 has GENESIS-V2's numbers under a star, Table 4 S-Acc of two models."""
+    table_2 = ("sri", "Table 2, quoted from GENESIS-V2")
+    for experiment, fid, ari_fg in (
+        ("genesis_objectsroom", "62.8 ± 3", "0.63 ± 0.03"),
+        ("genesisv2_objectsroom", "52.6 ± 3", "0.85 ± 0.01"),
+        ("genesis_shapestacks", "186.8 ± 18", "0.70 ± 0.05"),
+        ("genesisv2_shapestacks", "112.7 ± 3", "0.81 ± 0.00"),
+    ):
+        assert published(experiment, "fid")[table_2] == (fid, 3)
+        assert published(experiment, "ari_fg")[table_2] == (ari_fg, 3)
+    quoted = published("genesisv2_shapestacks", "fid")["genesisv2", "Table 3, as SRI quotes it"]
+    assert quoted == ("112.7 ± 3", 3)
+    assert published("srimog_shapestacks", "s_acc") == {
+        ("sri", "Table 2, judged by eye"): ("80.7 ± 5.0", 3),
+        ("sri-ablations", "Table 4, judged by eye"): ("80.7 ± 5.0", 3),
+    }
+    assert published("genesisv2_shapestacks", "s_acc") == {
+        ("sri", "Table 2, released weights, judged by eye"): ("59", 1),
+        ("sri-ablations", "Table 4, released weights, judged by eye"): ("59", 1),
+    }
+
+
+def test_fewer_seeds_than_the_papers_are_said(tmp_path: Path) -> None:
+    folders = three_seeds(tmp_path)
+    (section,), _ = sections_of(folders[:2])
+    assert section.remarks == ["fewer seeds than behind the published means (GENESIS-V2: 2 of 3)"]
+    (section,), _ = sections_of(folders)
+    assert section.remarks == []
 
 
 def test_published_values_are_known_everywhere() -> None:
@@ -176,6 +214,26 @@ def test_protocols_get_sections_and_a_line_where_none_is_common(tmp_path: Path) 
     assert [len(section.tables[0].rows) for section in sections] == [1, 2]
 
 
+def test_the_whole_split_that_every_test_writes_is_no_common_protocol(tmp_path: Path) -> None:
+    runs = {"genesis_shapestacks": "genesis", "genesisv2_shapestacks": "genesisv2"}
+    folders = []
+    for experiment, protocol in runs.items():
+        folders.append(make_run(tmp_path, experiment, 0, {"ari_fg": 0.7}, protocol=protocol))
+        add_result(folders[-1], experiment, 0, {"ari_fg": 0.7}, protocol=None)
+    _, (line,) = sections_of(folders)
+    assert line == (
+        "shapestacks: no protocol is common to all experiments (genesis_shapestacks: genesis; "
+        "genesisv2_shapestacks: genesisv2): different tables show them"
+    )
+    assert sections_of(folders, "none")[1] == []
+
+    plain = make_run(tmp_path, "srig_shapestacks", 0, {"ari_fg": 0.7}, protocol=None)
+    _, (line,) = sections_of([folders[0], plain])
+    assert "(genesis_shapestacks: genesis; srig_shapestacks: whole test)" in line
+    whole = [make_run(tmp_path / "w", name, 0, {"ari_fg": 0.7}, protocol=None) for name in runs]
+    assert sections_of(whole)[1] == []
+
+
 def test_a_seed_without_the_protocol_is_named(tmp_path: Path) -> None:
     folders = three_seeds(tmp_path)
     folders.append(make_run(tmp_path, V2, 3, {"ari_fg": 0.1}, protocol=None))
@@ -194,18 +252,72 @@ def test_other_options_get_a_row_of_their_own_and_a_line(tmp_path: Path) -> None
     assert "genesisv2_objectsroom: ARI-FG of its runs was evaluated with different num_images" in line
 
 
+FIXED = {"model": {"flexible_slots": False, "min_pixels": 20.0}}
+FLEXIBLE = {"model": {"flexible_slots": True, "min_pixels": 70.0}}
+
+
+def compared(section: Section) -> dict[str, list[str]]:
+    """Rows, and what their only cell is compared with."""
+    (table,) = section.tables
+    return {
+        row.label: [f"{c.published.where}: {c.published.text}" for c in cell.comparisons]
+        for row in table.rows
+        for cell in row.cells.values()
+    }
+
+
 def test_two_ways_of_evaluating_every_seed_are_no_mistake(tmp_path: Path) -> None:
     """Table 2 of GENESIS-V2: the same weights with a fixed and a flexible number of slots."""
-    folders = three_seeds(tmp_path, options={"flexible_slots": False})
+    folders = three_seeds(tmp_path, options=FIXED)
     for seed, folder in enumerate(folders):
-        options = {"flexible_slots": True}
-        add_result(folder, V2, seed, {"ari_fg": 0.8}, options=options)
+        add_result(folder, V2, seed, {"ari_fg": 0.8}, options=FLEXIBLE)
     (section,), problems = sections_of(folders)
     assert problems == []
-    assert {row.label for row in section.tables[0].rows} == {
-        "GENESIS-V2 (flexible_slots false)",
-        "GENESIS-V2 (flexible_slots true)",
+    assert compared(section) == {
+        "GENESIS-V2 (flexible_slots false, min_pixels 20.0)": [
+            "Table 1: 0.85 ± 0.01",
+            "Table 6: 0.84 ± 0.01",
+        ],
+        "GENESIS-V2 (flexible_slots true, min_pixels 70.0)": ["Table 2: 0.84 ± 0.01"],
     }
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "expected"),
+    [
+        (V2, FLEXIBLE, {"GENESIS-V2 (flexible_slots true)": ["Table 2: 0.84 ± 0.01"]}),
+        (f"{V2}_flexible", FLEXIBLE, {"GENESIS-V2, flexible": ["Table 2: 0.84 ± 0.01"]}),
+        (
+            f"{V2}_flexible",
+            FIXED,
+            {
+                "GENESIS-V2, flexible (flexible_slots false)": [
+                    "Table 1: 0.85 ± 0.01",
+                    "Table 6: 0.84 ± 0.01",
+                ]
+            },
+        ),
+        (f"{V2}_conv", FLEXIBLE, {"GENESIS-V2, conv (flexible_slots true)": []}),
+        ("my_objectsroom", FLEXIBLE, {"my_objectsroom": []}),
+    ],
+)
+def test_a_flexible_number_of_slots_is_compared_with_its_own_row(
+    experiment: str, options: dict[str, object], expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path, experiment, 0, {"ari_fg": 0.8}, options=options)
+    (section,), problems = sections_of([folder])
+    assert problems == []
+    assert compared(section) == expected
+
+
+def test_results_from_before_the_models_values_were_stored(tmp_path: Path) -> None:
+    old, new = three_seeds(tmp_path)[0], make_run(tmp_path, V2, 1, {"ari_fg": 0.8}, options={"num_slots": 7})
+    add_result(old, V2, 0, {"ari_fg": 0.9}, options={"num_slots": 7, "fid": None, **FIXED})
+    (section,), _ = sections_of([old])
+    assert set(compared(section)) == {'GENESIS-V2 (model "not stored")', "GENESIS-V2"}
+    headline = {"num_slots": 7, "headline": ["fid"], "masks": "decoded"}
+    add_result(new, V2, 1, {"ari_fg": 0.7}, options=headline)
+    assert set(compared(sections_of([new])[0][0])) == {"GENESIS-V2"}
 
 
 def test_fid_of_some_seeds_does_not_part_their_scores(tmp_path: Path) -> None:
