@@ -38,7 +38,8 @@ lint: install ## check style and formatting
 type: install ## check types
 	$(BIN)/mypy
 
-bench: install ## measure training steps, data and metrics
+bench: install ## measure training steps, data, metrics and the judgement of towers
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/structural_accuracy.py

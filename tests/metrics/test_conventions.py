@@ -1,5 +1,6 @@
 """What every convention says about the images on which a score is 0 / 0."""
 
+from collections import Counter
 from math import isnan, nan
 
 import pytest
@@ -109,3 +110,64 @@ def test_a_mean_over_nothing_is_not_a_number() -> None:
     metric = SegmentationCovering(3, foreground=True, convention="skip")
     metric.update(ONE_SLOT, BACKGROUND)
     assert isnan(metric.compute().item())
+
+
+# ---------------------------------------------------------------- the formula of EMORL and SRI
+
+
+def emorl_index(prediction: list[int], target: list[int], num_background: int) -> float:
+    """Of one image, over all pairs of pixels, as SRI's and EMORL's function is described.
+
+    Source: specs/sri-emorl-slot-attention.md, Section 8.2.
+    """
+    cells = Counter(
+        (slot, label) for slot, label in zip(prediction, target, strict=True) if label >= num_background
+    )
+    if len(cells) == 1:
+        return 1.0
+    slots, labels = Counter[int](), Counter[int]()
+    for (slot, label), count in cells.items():
+        slots[slot] += count
+        labels[label] += count
+    index, a, b = (sum(n * (n - 1) for n in counts.values()) for counts in (cells, slots, labels))
+    pixels = sum(cells.values())
+    if pixels < 2:
+        return 0.0  # the quotient below is NaN
+    expected, largest = a * b / (pixels * (pixels - 1)), (a + b) / 2
+    return 0.0 if largest == expected else (index - expected) / (largest - expected)
+
+
+@pytest.mark.parametrize("num_background", [1, 3])
+@pytest.mark.parametrize(
+    ("num_slots", "background"), [(1, 0.3), (3, 0.0), (4, 0.5), (4, 0.95), (9, 0.8), (9, 1.0)]
+)
+def test_index_of_emorl_on_random_maps(num_slots: int, background: float, num_background: int) -> None:
+    """From no background to a few pixels of foreground, where the quotient may be 0 / 0."""
+    generator = torch.Generator().manual_seed(num_slots)
+    shape = (200, 6, 7)
+    target = torch.randint(num_background + 3, shape, generator=generator, dtype=torch.uint8)
+    target[torch.rand(shape, generator=generator) < background] = 0
+    guess = torch.randint(num_slots, shape, generator=generator)
+    prediction = torch.where(torch.rand(shape, generator=generator) < 0.6, target % num_slots, guess)
+    expected = [
+        emorl_index(*pair, num_background)
+        for pair in zip(prediction.flatten(1).tolist(), target.flatten(1).tolist(), strict=True)
+    ]
+    scores = adjusted_rand_index(
+        prediction,
+        target,
+        num_slots=num_slots,
+        num_background=num_background,
+        foreground=True,
+        convention="emorl",
+    )
+    assert scores.tolist() == pytest.approx(expected, abs=1e-12)
+    metric = AdjustedRandIndex(num_slots, num_background=num_background, foreground=True, convention="emorl")
+    metric.update(prediction, target)
+    assert metric.compute().item() == pytest.approx(sum(expected) / len(expected), abs=1e-12)
+
+
+def test_the_formula_of_emorl_on_the_edge_cases() -> None:
+    for prediction, target, expected in FIELD.values():
+        labels = target.where(target != 255, 0).flatten().tolist()
+        assert emorl_index(prediction.flatten().tolist(), labels, 1) == expected[ORDER.index("emorl")]

@@ -53,6 +53,39 @@ def test_wide_features_with_few_images() -> None:
     assert score(real, fake) == pytest.approx(published(real, fake), abs=0.05)
 
 
+def inception_like(count: int, seed: int) -> Tensor:
+    """As many features as Inception's, about as large, in [0, ∞)."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(99)) / 2048**0.5
+    return (0.6 * torch.randn(count, 2048, generator=generator) @ mixing + 0.3 + 0.1 * seed).relu()
+
+
+def exact(real: Tensor, fake: Tensor) -> float:
+    """Without a root of a singular matrix: its trace is that of the singular values of `X₁ᵀ X₂`, centred."""
+    means = [x.double().mean(dim=0) for x in (real, fake)]
+    centred = [(x.double() - mean) / (len(x) - 1) ** 0.5 for x, mean in zip((real, fake), means, strict=True)]
+    covariances = sum(float(x.square().sum()) for x in centred)
+    root = float(torch.linalg.svdvals(centred[0] @ centred[1].T).sum())
+    return float((means[0] - means[1]).square().sum()) + covariances - 2 * root
+
+
+@pytest.mark.slow
+def test_few_images_at_the_published_width() -> None:
+    """Covariances of rank 99 and 89 of 2048, as in a test on few images."""
+    real, fake = inception_like(100, 0), inception_like(90, 1)
+    found, expected = score(real, fake), published(real, fake)
+    assert expected > 10
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(exact(real, fake), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_few_images_against_themselves_at_the_published_width() -> None:
+    real = inception_like(100, 0)
+    assert abs(score(real, real.flip(0))) < 1e-3
+    assert abs(published(real, real.flip(0))) < 1e-3
+
+
 def test_batches_do_not_matter_and_the_last_one_counts() -> None:
     real, fake = features(101, 0), features(103, 1)
     assert score(real, fake, 7) == pytest.approx(score(real, fake, 103), abs=1e-10)

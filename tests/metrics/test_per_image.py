@@ -61,6 +61,21 @@ def test_bits_per_dimension() -> None:
         bits_per_dimension(elbo, 0)
 
 
+@pytest.mark.parametrize(("elbo", "bits"), [(-7060.9, "0.829"), (-7019.0, "0.8241"), (-7082.0, "0.8315")])
+def test_published_bits_per_dimension(elbo: float, bits: str) -> None:
+    """Of SRI-G, GENESIS-V2 and GENESIS at 64 x 64.
+
+    Source: specs/sri-emorl-slot-attention.md, Section 4.5.
+    """
+    found = bits_per_dimension(torch.tensor([elbo], dtype=torch.float64), 3 * 64**2).item()
+    digits = len(bits.partition(".")[2])
+    assert f"{found:.{digits}f}" == bits
+    # and back: a unit of the last digit is some nats
+    assert float(bits) * 3 * 64**2 * log(2) == pytest.approx(
+        -elbo, abs=0.5 * 10**-digits * 3 * 64**2 * log(2)
+    )
+
+
 def test_squared_error_by_hand() -> None:
     image = torch.zeros(2, 3, 2, 2)
     reconstruction = image.clone()
