@@ -117,9 +117,9 @@ def arguments(model: str, data: str, seed: int, root: Path, run: str) -> list[st
 
 
 def run_name(model: str, data: str, seed: int, seconds: float) -> str:
-    """Folder of a run."""
-    name = model if data == OWN_DATA else f"{model}-{data}"
-    return f"{name.lower().replace(' ', '-')}-{seconds:g}s-seed{seed}"
+    """Folder of a run, named like the papers' experiments, so that the report has a row for each model."""
+    short = model.lower().replace(" ", "").replace("-", "")
+    return f"{short}_{data.replace('_', '')}_{seconds:g}s-seed{seed}"
 
 
 def seconds_per_step(model: str, data: str, root: Path) -> float:

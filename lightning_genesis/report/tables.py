@@ -89,6 +89,7 @@ MODELS = {
     "scenegenesis": "GENESIS + scene",
     "scenegenesisv2": "GENESIS-V2 + scene",
     "slotattention": "Slot Attention",
+    "sri": "SRI",
     "sriemorl": "SRI-EMORL",
     "srig": "SRI-G",
     "srimog": "SRI-MoG",
