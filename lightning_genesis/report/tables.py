@@ -107,6 +107,8 @@ DATASETS = {
     "tetrominoes": "Tetrominoes",
 }
 """The papers' names of datasets."""
+MAX_COLUMNS = 6
+"""Of a table on one page."""
 SYNTHETIC = "†"
 """Marks images that this project rendered in place of a publisher's."""
 NO_DIFFERENCE = ("seed_everything", "masks", "headline")
@@ -201,6 +203,21 @@ class Table:
     title: str
     columns: list[Column]
     rows: list[Row]
+
+    def fitting(self) -> "list[Table]":
+        """The table, or one for each dataset if it is too wide for a page."""
+        if len(self.columns) <= MAX_COLUMNS or len(self.groups()) == 1:
+            return [self]
+        tables = []
+        for group, _ in self.groups():
+            columns = [column for column in self.columns if column.group == group]
+            rows = [
+                Row(row.label, cells)
+                for row in self.rows
+                if (cells := {column: row.cells[column] for column in columns if column in row.cells})
+            ]
+            tables.append(Table(f"{self.title}: {group}", columns, rows))
+        return tables
 
     def groups(self) -> list[tuple[str, int]]:
         """Datasets over the columns, and how many columns each has."""
@@ -400,8 +417,7 @@ def _make_section(protocol: str | None, split: str, entries: Sequence[_Entry]) -
     for title, names in members.items():
         table, more = _make_table(title, names, protocol, entries)
         problems += [problem for problem in more if problem not in problems]
-        if table.rows:
-            tables.append(table)
+        tables += table.fitting() if table.rows else []
     remarks = _remarks(entries) + _fewer_seeds(tables)
     cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
     if protocol is None and any(cell.comparisons for cell in cells):
@@ -510,13 +526,20 @@ def _make_cell(name: str, protocol: str | None, entries: Sequence[_Entry]) -> Ce
 
 def _remarks(entries: Sequence[_Entry]) -> list[str]:
     """In what the evaluations differ from the papers', and of what."""
-    about: dict[str, dict[str, None]] = defaultdict(dict)
+    everything: dict[str, set[str]] = defaultdict(set)
+    about: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for entry in entries:
+        group = Column(entry.result.dataset, entry.result.synthetic, "").group
+        label = row_label(entry.run.experiment, entry.result.dataset)
+        everything[group].add(label)
         for line in entry.result.deviations:
-            about[line][row_label(entry.run.experiment, entry.result.dataset)] = None
+            about[group, line][label] = None
         if entry.result.checkpoint is None:
-            about["the weights are untrained"][entry.run.name] = None
-    return [f"{line} ({', '.join(who)})" for line, who in about.items()]
+            about[group, "the weights are untrained"][entry.run.name] = None
+    return [
+        f"{group}: {line}" + ("" if set(who) == everything[group] else f" ({'; '.join(who)})")
+        for (group, line), who in about.items()
+    ]
 
 
 def _fewer_seeds(tables: Iterable[Table]) -> list[str]:

@@ -116,7 +116,7 @@ def test_page_says_what_the_tables_say(page: Path) -> None:
     text = Page(page.read_text(encoding="utf-8")).text.replace("\u00a0", " ")
     assert "ObjectsRoom" in text
     assert "ShapeStacks †" in text
-    assert "scores over 100 images, 320 in the protocol (GENESIS-V2)" in text
+    assert "ShapeStacks †: scores over 100 images, 320 in the protocol" in text
     assert re.search(r"0\.85 ± 0\.01, [+−]?\d+\.\d σ \(GENESIS-V2, Table 1\)", text)
     assert re.search(r"Pictures of genesisv2_objectsroom-seed\d, the best of 3 by ARI-FG", text)
     assert "Not as it should be" not in text

@@ -160,6 +160,27 @@ def test_fewer_seeds_than_the_papers_are_said(tmp_path: Path) -> None:
     assert section.remarks == []
 
 
+def test_wide_tables_are_one_for_each_dataset(tmp_path: Path) -> None:
+    names = ("ari_fg", "ari_fg_attention", "msc_fg", "msc_fg_attention")
+    metrics = dict(zip(names, (0.1, 0.2, 0.3, 0.4), strict=True))
+    folders = [
+        make_run(tmp_path, "genesisv2_objectsroom", 0, metrics, deviations=["another size"]),
+        make_run(tmp_path, "genesis_objectsroom", 0, {"ari_fg": 0.5}),
+        make_run(tmp_path, "genesisv2_shapestacks", 0, metrics, synthetic=True, deviations=["drawn"]),
+    ]
+    (section,), _ = sections_of(folders)
+    assert [(table.title, [name for name, _ in table.groups()]) for table in section.tables] == [
+        ("Segmentation, foreground: ObjectsRoom", ["ObjectsRoom"]),
+        ("Segmentation, foreground: ShapeStacks †", ["ShapeStacks †"]),
+    ]
+    shown = [[(row.label, len(row.cells)) for row in table.rows] for table in section.tables]
+    assert sorted(shown[0]) == [("GENESIS", 1), ("GENESIS-V2", 4)]
+    assert shown[1] == [("GENESIS-V2", 4)]
+    assert section.remarks[:2] == ["ObjectsRoom: another size (GENESIS-V2)", "ShapeStacks †: drawn"]
+    (section,), _ = sections_of(folders[:2])
+    assert [table.title for table in section.tables] == ["Segmentation, foreground"]
+
+
 def test_published_values_are_known_everywhere() -> None:
     for cell in read_published():
         assert cell.protocol is None or cell.protocol in PROTOCOLS, cell
