@@ -37,7 +37,7 @@ class Chart:
 
 CHARTS = (
     Chart("Training loss (nats per image)", r"train/loss"),
-    Chart("GECO's β", r"geco/(.+)/beta", log=True),
+    Chart("β of the objective", r"geco/(.+)/beta", log=True),
     Chart("ARI-FG, validation", r"val/(ari_fg|ari_fg_attention)"),
 )
 LABELS = {"ari_fg": "decoded masks", "ari_fg_attention": "attention masks"}

@@ -69,7 +69,7 @@ def test_charts_of_a_log(tmp_path: Path) -> None:
         with open(tmp_path / f"{seed}.csv", newline="") as file:
             histories.append(collect(csv.DictReader(file), "step"))
     charts = dict(draw_charts(histories))
-    assert list(charts) == ["Training loss (nats per image)", "GECO's β", "ARI-FG, validation"]
+    assert list(charts) == ["Training loss (nats per image)", "β of the objective", "ARI-FG, validation"]
     for svg in charts.values():
         root = ET.fromstring(svg)
         numbers = [
@@ -83,7 +83,7 @@ def test_charts_of_a_log(tmp_path: Path) -> None:
     assert [text.text for text in ari.iter("text")][-2:] == ["decoded masks", "attention masks"]
     classes = [path.attrib["class"] for path in ari.iter("path")]
     assert [classes.count(f"{kind} series1") for kind in ("band", "seed", "mean")] == [1, 3, 1]
-    beta = [text.text for text in ET.fromstring(charts["GECO's β"]).iter("text")]
+    beta = [text.text for text in ET.fromstring(charts["β of the objective"]).iter("text")]
     assert {"1e-6", "1e0"} <= set(beta)
 
 
