@@ -1,6 +1,7 @@
 """The training command: Lightning's CLI with the checks, the run folder and the callbacks of every run."""
 
 import inspect
+import itertools
 import logging
 import os
 import re
@@ -111,6 +112,24 @@ class Parser(LightningArgumentParser):
         raise ConfigurationError(explain(message, options)) from ex
 
 
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """A command line with its `--config` files before all options, which then count wherever they stand.
+
+    A run's `config.yaml` has every option: `test --ckpt_path best --config RUN/config.yaml` would otherwise
+    test untrained weights, without a word.
+    """
+    command, *rest = arguments
+    files: list[str] = []
+    others: list[str] = []
+    remaining = iter(rest)
+    for argument in remaining:
+        if argument in ("--config", "-c"):
+            files += [argument, *itertools.islice(remaining, 1)]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return [command, *files, *others]
+
+
 class ExperimentCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of any model on any data.
 
@@ -121,7 +140,7 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         _quieten()
         check_config_files(args)
-        self.arguments = list(args)
+        self.arguments = files_first(args)
         self.run_options = RunOptions()
         # Other ranks are started by this command line again.
         sys_argv, sys.argv = sys.argv, [sys.argv[0], *self.arguments]

@@ -1,6 +1,7 @@
 """The command, run in this process on tiny data."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 
 from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import COMMANDS, main
+from lightning_genesis.experiment import files_first
 from lightning_genesis.run import load
 
 TINY = {
@@ -184,6 +186,24 @@ def test_test_twice_is_identical_and_batch_size_does_not_matter(
     for name, value in first.items():
         if name.startswith("test/"):
             assert float(third[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6)
+
+
+def test_options_count_wherever_they_stand(
+    trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's config.yaml has `ckpt_path: null`, which must not win over an option before it."""
+    monkeypatch.chdir(folder)
+    words = ["--protocol", "genesisv2"]
+    for config in (["--config", f"{trained}/config.yaml"], [f"--config={trained}/config.yaml"]):
+        where = ["--run.root", "elsewhere", "--run.name", f"order-{len(config)}"]
+        checkpoint = ["--ckpt_path", str(trained / "checkpoints/last.ckpt")]
+        assert main(["test", *words, *checkpoint, *where, *config]) == 0
+        found = list((folder / f"elsewhere/order-{len(config)}/metrics").glob("test-genesisv2-*.json"))
+        assert len(found) == 1
+        assert json.loads(found[0].read_text())["checkpoint"]["step"] == 8
+    assert files_first(["fit", "--a", "1", "-c", "x", "--config=y", "--b"]) == (
+        ["fit", "-c", "x", "--config=y", "--a", "1", "--b"]
+    )
 
 
 def test_init_from_takes_weights_alone(trained: Path, command: Command, folder: Path) -> None:
