@@ -242,7 +242,7 @@ SRI_PAPER = [
     *cells("srisa scenegenesis scenegenesisv2", "shapestacks"),
 ]
 SETTINGS = (
-    {stem: of_sri(stem) for stem in SRI_PAPER}
+    {stem: of_sri(stem) for stem in ["genesisv2g_multidsprites", *SRI_PAPER]}
     | {
         stem: of_genesis_family(stem)
         for stem in ["genesisv2_multidsprites", *GENESIS_PAPER, *V2_PAPER, *V2_TABLE_2, *V2_TABLE_6]

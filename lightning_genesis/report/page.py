@@ -9,9 +9,11 @@ from pathlib import Path
 import jinja2
 from PIL import Image, ImageSequence
 
+from lightning_genesis.report.cells import cell_lines
 from lightning_genesis.report.curves import draw_charts
+from lightning_genesis.report.names import metric_of, row_label
 from lightning_genesis.report.runs import Run
-from lightning_genesis.report.tables import Section, Table, cell_lines, metric_of, row_label
+from lightning_genesis.report.tables import Section, Table
 from lightning_genesis.report.writers import LEGEND
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -1,177 +1,46 @@
 """From the results of runs to tables: models by datasets and metrics, a section for every protocol."""
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.report.published import Published, find_published, is_published
+from lightning_genesis.report.cells import Cell, Comparison, summarise
+from lightning_genesis.report.names import (
+    FAMILIES,
+    IMPORTANCE,
+    OTHERS,
+    SAMPLES,
+    STRUCTURE,
+    base_name,
+    dataset_label,
+    family_of,
+    metric_of,
+    metric_order,
+    row_label,
+)
+from lightning_genesis.report.published import find_published, is_published
 from lightning_genesis.report.runs import Run
 from lightning_genesis.results import Result
 
-CONFIDENCE = 0.95
 NO_PROTOCOL = "none"
 """`--protocol` for numbers of the whole split."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown."""
-
-    label: str
-    decimals: int | None
-    """None: four significant digits."""
-    factor: float = 1.0
-    """From the unit of results to the one that is shown."""
-
-
-_SCORES = {"ari": "ARI", "msc": "mSC", "sc": "SC"}
-METRICS: dict[str, Metric] = {
-    **{f"{name}_fg": Metric(f"{label}-FG", 3) for name, label in _SCORES.items()},
-    **{name: Metric(label, 3) for name, label in _SCORES.items()},
-    "elbo": Metric("ELBO (nats)", 1),
-    "bits_per_dim": Metric("−ELBO (bits/dim)", 3),
-    "importance_bound": Metric("IW bound (nats)", 1),
-    "importance_bits_per_dim": Metric("−IW bound (bits/dim)", 3),
-    "elbo_sri": Metric("−L_SRI (nats)", 1),
-    "bits_per_dim_sri": Metric("L_SRI (bits/dim)", 3),
-    "fid": Metric("FID", 1),
-    "kid": Metric("KID", 4),
-    "s_acc": Metric("S-Acc (%)", 1, 100.0),
-    "s_acc_low": Metric("S-Acc (%), from", 1, 100.0),
-    "s_acc_high": Metric("S-Acc (%), to", 1, 100.0),
-    "s_acc_stable": Metric("S-Acc (%), stable", 1, 100.0),
-    "num_blocks": Metric("blocks", 2),
-    "num_active": Metric("average K", 2),
-    "num_active_mae": Metric("MAE of K", 2),
-    "mse": Metric("MSE", 5),
-    "nll": Metric("NLL (nats)", 1),
-    "kl": Metric("KL (nats)", 1),
-    "probe_stability": Metric("stability (%)", 1, 100.0),
-    "probe_height": Metric("height (%)", 1, 100.0),
-    "probe_view": Metric("view (%)", 1, 100.0),
-}
-"""Metrics by name, in their order; others are shown after them under their names."""
-SUFFIXES = {"_attention": ", attention", "_round": ", rounded", "_chance": ", chance"}
-"""Of names of metrics, and what they add to the label."""
-_SAMPLES = ("fid", "kid")
-_STRUCTURE = ("s_acc", "s_acc_low", "s_acc_high", "s_acc_stable", "num_blocks")
-_IMPORTANCE = ("importance_bound", "importance_bits_per_dim")
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "Segmentation, foreground": ("ari_fg", "msc_fg", "sc_fg"),
-    "Segmentation, all pixels": ("ari", "msc", "sc"),
-    "Density": ("elbo", "bits_per_dim", *_IMPORTANCE, "elbo_sri", "bits_per_dim_sri"),
-    "Samples": _SAMPLES,
-    "Structure of samples": _STRUCTURE,
-    "Number of slots": ("num_active", "num_active_mae"),
-    "Reconstruction": ("mse", "nll", "kl"),
-    "Representation": ("probe_stability", "probe_height", "probe_view"),
-}
-"""Tables of a section by their titles; `OTHERS` takes what is in none."""
-OTHERS = "Other"
-
-MODELS = {
-    "bdvae": "BD-VAE",
-    "dcvae": "DC-VAE",
-    "emorl": "EfficientMORL",
-    "genesis": "GENESIS",
-    "genesiss": "GENESIS-S",
-    "genesisv2": "GENESIS-V2",
-    "genesisv2g": "GENESIS-V2-G",
-    "monet": "MONet",
-    "monetg": "MONet-G",
-    "scenegenesis": "GENESIS + scene",
-    "scenegenesisv2": "GENESIS-V2 + scene",
-    "slotattention": "Slot Attention",
-    "sri": "SRI",
-    "sriemorl": "SRI-EMORL",
-    "srig": "SRI-G",
-    "srimog": "SRI-MoG",
-    "srisa": "SRI-SA*",
-}
-"""The papers' names of models, by the first part of an experiment's name."""
-DATASETS = {
-    "apc": "APC",
-    "clevr6": "CLEVR6",
-    "gqn": "GQN",
-    "multi_dsprites": "Multi-dSprites",
-    "objects_room": "ObjectsRoom",
-    "shapestacks": "ShapeStacks",
-    "sketchy": "Sketchy",
-    "tetrominoes": "Tetrominoes",
-}
-"""The papers' names of datasets."""
 MAX_COLUMNS = 6
 """Of a table on one page."""
-SYNTHETIC = "†"
-"""Marks images that this project rendered in place of a publisher's."""
 NO_DIFFERENCE = ("seed_everything", "masks", "headline")
 """Options that no metric depends on: the run's seed, and what old files have of the protocol's rules."""
 MODEL = "model"
 """The option that has the model's values."""
 FLEXIBLE, FLEXIBLE_SLOTS = "_flexible", "model.flexible_slots"
 """Ends the names of experiments with a flexible number of slots, and the option that makes it so."""
-ONLY_FOR = {"fid": _SAMPLES, "structure": _STRUCTURE, "importance_samples": _IMPORTANCE}
+ONLY_FOR = {"fid": SAMPLES, "structure": STRUCTURE, "importance_samples": IMPORTANCE}
 """Options that only these metrics depend on."""
-OWN_IMAGES = (*_SAMPLES, *_STRUCTURE)
+OWN_IMAGES = (*SAMPLES, *STRUCTURE)
 """Metrics over images of their own: how many the scores are of does not matter to them."""
-
-
-# ---------------------------------------------------------------- numbers
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Numbers of several seeds."""
-
-    count: int
-    mean: float
-    std: float | None
-    """Of the sample, with n - 1; None for one seed."""
-    interval: tuple[float, float] | None
-    """Of the mean, by Student's t at `CONFIDENCE`; None for one seed."""
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and confidence interval of one value per seed."""
-    count, mean = len(values), float(np.mean(values))
-    if count < 2:
-        return Summary(count, mean, None, None)
-    std = float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * std / math.sqrt(count)
-    return Summary(count, mean, std, (mean - reach, mean + reach))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A mean beside a published one."""
-
-    published: Published
-    difference: float
-    """Ours less theirs."""
-
-    @property
-    def deviations(self) -> float | None:
-        """The difference in published standard deviations; None where none is printed, or 0."""
-        std = self.published.std
-        return self.difference / std if std else None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A metric of an experiment."""
-
-    summary: Summary
-    """In the unit that is shown."""
-    runs: tuple[str, ...]
-    """Names of the runs behind it."""
-    comparisons: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True)
@@ -185,7 +54,7 @@ class Column:
     @property
     def group(self) -> str:
         """Name of the dataset, marked if it is synthetic."""
-        return DATASETS.get(self.dataset, self.dataset) + (f" {SYNTHETIC}" if self.synthetic else "")
+        return dataset_label(self.dataset, self.synthetic)
 
 
 @dataclass
@@ -242,28 +111,6 @@ class Section:
         return f"Protocol {self.protocol}" if self.protocol else f"Whole {self.split} split"
 
 
-def metric_of(name: str) -> Metric:
-    """How a metric is shown, known or not."""
-    for suffix, addition in SUFFIXES.items():
-        base = name.removesuffix(suffix)
-        if base != name and base in METRICS:
-            known = METRICS[base]
-            return Metric(known.label + addition, known.decimals, known.factor)
-    return METRICS.get(name, Metric(name, None))
-
-
-def row_label(experiment: str, dataset: str) -> str:
-    """The paper's name of a model and our name of its variant; the experiment's, where it says neither."""
-    model, _, rest = experiment.partition("_")
-    on, _, variant = rest.partition("_")
-    if model not in MODELS or on != dataset.replace("_", ""):
-        return experiment
-    return MODELS[model] + (f", {variant.replace('_', ' ')}" if variant else "")
-
-
-# ---------------------------------------------------------------- sections
-
-
 @dataclass(frozen=True)
 class _Entry:
     """A result, and the run and experiment that it belongs to."""
@@ -282,7 +129,7 @@ class _Entry:
             else:
                 flat[prefix] = json.dumps(value, sort_keys=True)
 
-        base = _base(metric)
+        base = base_name(metric)
         count = {} if base in OWN_IMAGES else {"num_images": self.result.num_images}
         relevant = {
             name: value
@@ -411,8 +258,8 @@ def _make_section(protocol: str | None, split: str, entries: Sequence[_Entry]) -
         if (names := [name for name, value in entry.result.metrics.items() if value is None])
     ]
     members: dict[str, list[str]] = {title: [] for title in (*FAMILIES, OTHERS)}
-    for name in sorted({name for entry in entries for name in entry.result.metrics}, key=_metric_order):
-        members[_family(name)].append(name)
+    for name in sorted({name for entry in entries for name in entry.result.metrics}, key=metric_order):
+        members[family_of(name)].append(name)
     tables = []
     for title, names in members.items():
         table, more = _make_table(title, names, protocol, entries)
@@ -423,25 +270,6 @@ def _make_section(protocol: str | None, split: str, entries: Sequence[_Entry]) -
     if protocol is None and any(cell.comparisons for cell in cells):
         remarks.append("the papers' numbers are of other images and rules; `test --protocol` has theirs")
     return Section(protocol, split, tables, remarks), problems
-
-
-def _family(name: str) -> str:
-    base = _base(name)
-    if name.startswith("probe_"):  # of whatever labels a dataset has
-        return "Representation"
-    return next((title for title, names in FAMILIES.items() if base in names), OTHERS)
-
-
-def _base(name: str) -> str:
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _metric_order(name: str) -> tuple[int, str]:
-    known = list(METRICS)
-    base = _base(name)
-    return known.index(base) if base in known else len(known), name
 
 
 def _make_table(
@@ -529,7 +357,7 @@ def _remarks(entries: Sequence[_Entry]) -> list[str]:
     everything: dict[str, set[str]] = defaultdict(set)
     about: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for entry in entries:
-        group = Column(entry.result.dataset, entry.result.synthetic, "").group
+        group = dataset_label(entry.result.dataset, entry.result.synthetic)
         label = row_label(entry.run.experiment, entry.result.dataset)
         everything[group].add(label)
         for line in entry.result.deviations:
@@ -553,47 +381,3 @@ def _fewer_seeds(tables: Iterable[Table]) -> list[str]:
         if cell.summary.count < (comparison.published.seeds or 0)
     }
     return [f"fewer seeds than behind the published means ({', '.join(found)})"] if found else []
-
-
-# ---------------------------------------------------------------- text
-
-
-def show_number(value: float, decimals: int | None, signed: bool = False) -> str:
-    """A number as text, with a real minus sign."""
-    sign = "+" if signed else ""
-    text = f"{value:{sign}.4g}" if decimals is None else f"{value:{sign}.{decimals}f}"
-    return (text.lstrip("+-") if float(text) == 0 else text).replace("-", "−")
-
-
-def show_summary(summary: Summary, metric: Metric) -> str:
-    """Mean ± standard deviation (number of seeds)."""
-    std = "" if summary.std is None else f" ± {show_number(summary.std, metric.decimals)}"
-    return f"{show_number(summary.mean, metric.decimals)}{std} ({summary.count})"
-
-
-def show_interval(summary: Summary, metric: Metric) -> str | None:
-    """The confidence interval, None for one seed."""
-    if summary.interval is None:
-        return None
-    low, high = (show_number(bound, metric.decimals) for bound in summary.interval)
-    return f"{CONFIDENCE:.0%} {low} to {high}".replace("%", " %")
-
-
-def show_comparison(comparison: Comparison, metric: Metric) -> str:
-    """The published value, the difference, in standard deviations if one is printed, and where it is from."""
-    published = comparison.published
-    if comparison.deviations is None:
-        difference = show_number(comparison.difference, metric.decimals, signed=True)
-    else:
-        difference = f"{show_number(comparison.deviations, 1, signed=True)} σ"
-    value = published.text.replace("-", "−")
-    return f"{value}, {difference} ({published.paper}, {published.where})"
-
-
-def cell_lines(cell: Cell | None, metric: Metric) -> list[str]:
-    """All that a cell says, a line each."""
-    if cell is None:
-        return []
-    interval = show_interval(cell.summary, metric)
-    compared = [show_comparison(comparison, metric) for comparison in cell.comparisons]
-    return [show_summary(cell.summary, metric), *([interval] if interval else []), *compared]

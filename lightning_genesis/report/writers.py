@@ -4,14 +4,9 @@ import csv
 import io
 from collections.abc import Sequence
 
-from lightning_genesis.report.tables import (
-    CONFIDENCE,
-    SYNTHETIC,
-    Section,
-    Table,
-    cell_lines,
-    metric_of,
-)
+from lightning_genesis.report.cells import CONFIDENCE, cell_lines
+from lightning_genesis.report.names import SYNTHETIC, metric_of
+from lightning_genesis.report.tables import Section, Table
 
 LEGEND = (
     "Mean ± standard deviation over seeds (number of seeds)",
