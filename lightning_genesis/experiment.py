@@ -43,15 +43,11 @@ from lightning_genesis.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.messages import check_config_files, explain
 from lightning_genesis.models import SceneModel
 from lightning_genesis.protocols import ProtocolName, find_protocol
-from lightning_genesis.results import Checkpoint
+from lightning_genesis.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
 from lightning_genesis.run import find_checkpoint, read_last_good
 
 LINKS = ("num_slots", "image_size", "num_background")
 """What the data know and the model needs."""
-MAY_DIFFER = ("compile",)
-"""Model values that change how a model runs, not what it is."""
-TRAINING_ONLY = ("objective", "learning_rate", "optimizer", "warmup_steps", "decay_rate", "decay_steps")
-"""Model values that an evaluation does not depend on."""
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 500_000,
     "max_epochs": -1,

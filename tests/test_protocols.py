@@ -17,10 +17,10 @@ from sklearn.metrics import adjusted_rand_score
 from data_modules.base import StoreDataset
 from lightning_genesis import inception
 from lightning_genesis.callbacks.fid import FIDCallback
-from lightning_genesis.callbacks.results import NOT_EVALUATED, OF_THEIR_OWN
+from lightning_genesis.callbacks.results import OF_THEIR_OWN
 from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main
-from lightning_genesis.experiment import LINKS, MAY_DIFFER, TRAINING_ONLY
+from lightning_genesis.experiment import LINKS
 from lightning_genesis.metrics import CONVENTIONS
 from lightning_genesis.models.base import EVALUATION_SEED
 from lightning_genesis.protocols import LIKELIHOOD, PROTOCOLS, general_deviations
@@ -263,8 +263,7 @@ def test_model_values_given_for_a_test_have_a_file_and_a_row_of_their_own(
 
 
 def test_which_model_values_are_left_out() -> None:
-    """Those that the command takes for training's, or that the options have under another name."""
-    assert set(NOT_EVALUATED) == {*TRAINING_ONLY, *MAY_DIFFER}
+    """Besides training's: those that the options have under another name."""
     assert set(OF_THEIR_OWN) == {*LINKS, "std", "metric_convention"}
 
 

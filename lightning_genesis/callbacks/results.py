@@ -11,15 +11,10 @@ from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.protocol import ProtocolScores
 from lightning_genesis.callbacks.structure import StructureCallback
 from lightning_genesis.protocols import LIKELIHOOD, general_deviations
-from lightning_genesis.results import Checkpoint, Result, write_result
+from lightning_genesis.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint, Result, write_result
 from lightning_genesis.split import EvaluatedSplit
 
 STAGE = "test/"
-NOT_EVALUATED = (
-    *("objective", "learning_rate", "optimizer", "warmup_steps", "decay_rate", "decay_steps"),
-    "compile",
-)
-"""Model values that no score depends on."""
 OF_THEIR_OWN = ("num_slots", "image_size", "num_background", "std", "metric_convention")
 """Model values that a result's options have beside the others, the last as `convention`."""
 
@@ -100,7 +95,7 @@ class ResultWriter(pl.Callback):
             "model": {
                 name: value
                 for name, value in hyperparameters.items()
-                if name not in (*NOT_EVALUATED, *OF_THEIR_OWN)
+                if name not in (*TRAINING_ONLY, *MAY_DIFFER, *OF_THEIR_OWN)
             },
             "precision": str(trainer.precision),
             "likelihood": LIKELIHOOD,
