@@ -54,7 +54,9 @@ class Pictures(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the initial masks of a run that starts."""
-        if trainer.global_step or trainer.fast_dev_run or not (trainer.is_global_zero and self.num_images):
+        if trainer.global_step or not self._draws(trainer):
+            return
+        if not len(cast(Any, trainer).datamodule.dataset("val")):  # a folder may have no validation images
             return
         images, scene = self._scene(trainer, pl_module, "val")
         if scene.attention_log_masks is not None:

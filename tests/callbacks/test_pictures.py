@@ -62,6 +62,18 @@ def test_a_resumed_run_keeps_its_initial_masks(tmp_path: Path, monkeypatch: pyte
     assert {path.name for path in folder.iterdir()} == set(first)  # none fell due in these steps
 
 
+def test_no_initial_masks_without_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.fromarray(np.full((32, 32, 3), 30 * number, np.uint8)).save(tmp_path / f"images/{number}.png")
+    values = {"folder": "images", "image_size": 32, "num_slots": 3, "batch_size": 4, "val_fraction": 0.0}
+    data = {"class_path": "data_modules.ImageFolder", "init_args": values}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": data}))
+    assert main(["fit", "--config", "tiny.yaml", "--run.name", "run", "--trainer.max_steps", "2"]) == 0
+    assert not (tmp_path / "runs/run/pictures/initial_masks.png").exists()
+
+
 def test_walk_and_imagination_of_sri_go_to_the_folder_and_to_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
