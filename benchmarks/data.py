@@ -17,7 +17,7 @@ from data_modules import MultiDSprites, ObjectsRoom, SceneDataModule
 from data_modules.multi_dsprites import draw_scenes, paint_all
 from data_modules.raw.tfrecord import read_blocks, read_examples
 from data_modules.synthesis.sprites import RenderedSprites
-from lightning_genesis.prepare import datasets
+from lightning_genesis.commands.prepare import datasets
 
 DISTINCT = 500
 FAST = 320.0

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from lightning_genesis.checkpoint import read_checkpoint, write_checkpoint
-from lightning_genesis.run import read_last_good
+from lightning_genesis.runs.run import read_last_good
+from lightning_genesis.storage.checkpoint import read_checkpoint, write_checkpoint
 
 
 @dataclass

@@ -34,8 +34,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threa
 import torch
 import yaml
 
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main as command
+from lightning_genesis.storage.checkpoint import read_checkpoint
 
 UNEQUAL_BY_NATURE = "time/"
 """Prefix of logged values that tell how fast it went."""

@@ -20,11 +20,11 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from counting import Counts, count_operations
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_genesis.counting import Counts, count_operations
 from lightning_genesis.models import GenesisV2
 
 OVER_BUDGET = "over the budget; give more seconds with --budget, or 0 for no limit"

@@ -32,7 +32,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_genesis.files import sync_folder, to_disk
+from lightning_genesis.storage.files import sync_folder, to_disk
 
 FORMAT = "lightning-genesis store"
 VERSION = 2

@@ -55,7 +55,7 @@ def usage() -> str:
 
 def _training(command: str) -> Callable[[Sequence[str]], None]:
     def run(args: Sequence[str]) -> None:
-        from lightning_genesis.experiment import main
+        from lightning_genesis.commands.fit import main
 
         main([command, *args])
 
@@ -63,37 +63,37 @@ def _training(command: str) -> Callable[[Sequence[str]], None]:
 
 
 def _prepare(args: Sequence[str]) -> None:
-    from lightning_genesis.prepare import main
+    from lightning_genesis.commands.prepare import main
 
     main(args)
 
 
 def _export(args: Sequence[str]) -> None:
-    from lightning_genesis.export import main
+    from lightning_genesis.commands.export import main
 
     main(args)
 
 
 def _import(args: Sequence[str]) -> None:
-    from lightning_genesis.importing import main
+    from lightning_genesis.commands.import_ import main
 
     main(args)
 
 
 def _sample(args: Sequence[str]) -> None:
-    from lightning_genesis.sampling import main
+    from lightning_genesis.commands.sample import main
 
     main(args)
 
 
 def _figures(args: Sequence[str]) -> None:
-    from lightning_genesis.figures.command import main
+    from lightning_genesis.commands.figures import main
 
     main(args)
 
 
 def _sweep(args: Sequence[str]) -> None:
-    from lightning_genesis.sweep import main
+    from lightning_genesis.commands.sweep import main
 
     main(args)
 
@@ -105,19 +105,19 @@ def _report(args: Sequence[str]) -> None:
 
 
 def _label(args: Sequence[str]) -> None:
-    from lightning_genesis.labelling import main
+    from lightning_genesis.commands.label import main
 
     main(args)
 
 
 def _probe(args: Sequence[str]) -> None:
-    from lightning_genesis.probes import main
+    from lightning_genesis.commands.probe import main
 
     main(args)
 
 
 def _demo(args: Sequence[str]) -> None:
-    from lightning_genesis.demo import main
+    from lightning_genesis.commands.demo import main
 
     main(args)
 

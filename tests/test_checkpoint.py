@@ -15,9 +15,13 @@ import pytest
 import torch
 
 from benchmarks.kill_during_save import kill_and_look
-from lightning_genesis import checkpoint as module
 from lightning_genesis import models
-from lightning_genesis.checkpoint import (
+from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.models import GenesisV2, SceneModel
+from lightning_genesis.objectives import FixedBeta
+from lightning_genesis.runs.run import build_model, find_checkpoint, load, read_last_good
+from lightning_genesis.storage import checkpoint as module
+from lightning_genesis.storage.checkpoint import (
     DurableCheckpointIO,
     read_checkpoint,
     rotate,
@@ -25,10 +29,6 @@ from lightning_genesis.checkpoint import (
     write_checkpoint,
     write_weights,
 )
-from lightning_genesis.errors import CheckpointError, ConfigurationError
-from lightning_genesis.models import GenesisV2, SceneModel
-from lightning_genesis.objectives import FixedBeta
-from lightning_genesis.run import build_model, find_checkpoint, load, read_last_good
 from tests.tiny_checkpoint import same, train
 
 TINY: dict[str, Any] = {"num_slots": 3, "image_size": 32, "feature_dim": 8, "latent_dim": 8}

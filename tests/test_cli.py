@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import COMMANDS, main
-from lightning_genesis.experiment import files_first
-from lightning_genesis.run import load
+from lightning_genesis.commands.fit import files_first
+from lightning_genesis.runs.run import load
+from lightning_genesis.storage.checkpoint import read_checkpoint
 
 TINY = {
     "model": {

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.cli import main
+from lightning_genesis.evaluation.reference_features import write_features
 from lightning_genesis.models.emorl import Refinement
-from lightning_genesis.reference_features import write_features
 from tests.ranks.command import apart, experiment, rows, start
 from tests.ranks.tiny import NAMES, tiny
 from tests.stand_in import StandIn

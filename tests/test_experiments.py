@@ -11,11 +11,11 @@ import yaml
 from torch.nn.utils import parameters_to_vector
 
 import data_modules
-from lightning_genesis.experiment import ExperimentCLI
+from lightning_genesis.commands.fit import ExperimentCLI
+from lightning_genesis.evaluation.protocols import find_protocol
 from lightning_genesis.models import SlotAttention
-from lightning_genesis.protocols import find_protocol
 from lightning_genesis.report.published import read_published
-from lightning_genesis.results import read_results
+from lightning_genesis.runs.results import read_results
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_genesis.files import LEFTOVER_AGE, link, replacing
+from lightning_genesis.storage.files import LEFTOVER_AGE, link, replacing
 
 
 def write(path: Path, text: str) -> None:
@@ -109,5 +109,8 @@ def test_link(tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, lightning_genesis.files; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, lightning_genesis.storage.files\n"
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,9 +15,9 @@ from pytorch_fid.fid_score import get_activations
 from torch import Tensor
 
 from data_modules.store import DataError
-from lightning_genesis import inception
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.inception import InceptionFeatures, find_weights, load_inception, to_bytes
+from lightning_genesis.evaluation import inception
+from lightning_genesis.evaluation.inception import InceptionFeatures, find_weights, load_inception, to_bytes
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,18 @@ from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
 from lightning_genesis.cli import main
-from lightning_genesis.labelling import Agreement, Answers, agreement, digest, read_answers, write_answers
-from lightning_genesis.labelling_page import make_page
+from lightning_genesis.commands.label import (
+    Agreement,
+    Answers,
+    agreement,
+    digest,
+    read_answers,
+    write_answers,
+)
+from lightning_genesis.commands.label_page import make_page
+from lightning_genesis.commands.sample import sample_batches
 from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
 from lightning_genesis.models import VAE, GenesisV2, SlotAttention
-from lightning_genesis.sampling import sample_batches
 from tests.browser import needs_browser, open_page
 from tests.test_sampling import make_run
 from tests.weights_file import export

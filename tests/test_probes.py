@@ -13,8 +13,7 @@ from torch import Tensor
 from data_modules import ShapeStacks
 from data_modules.synthesis import shapestacks as synthesis
 from lightning_genesis.cli import main
-from lightning_genesis.models import SRI, VAE, Genesis, GenesisV2, MONet, SceneModel, SlotAttention
-from lightning_genesis.probes import (
+from lightning_genesis.commands.probe import (
     Latents,
     Probe,
     collect,
@@ -26,7 +25,8 @@ from lightning_genesis.probes import (
     run_probes,
     train_probe,
 )
-from lightning_genesis.results import read_results
+from lightning_genesis.models import SRI, VAE, Genesis, GenesisV2, MONet, SceneModel, SlotAttention
+from lightning_genesis.runs.results import read_results
 from lightning_genesis.scene import IndexedNoise, Scene
 from tests.weights_file import export
 
@@ -359,7 +359,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = folder / "vae_shapestacks-seed4"
     (made / "checkpoints").mkdir(parents=True)
     (made / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 4, "data": data}))
-    from lightning_genesis.checkpoint import write_checkpoint
+    from lightning_genesis.storage.checkpoint import write_checkpoint
 
     contents = {
         "model_class": "VAE",

@@ -15,21 +15,21 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 from data_modules.base import StoreDataset
-from lightning_genesis import inception
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.results import OF_THEIR_OWN
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main
-from lightning_genesis.experiment import LINKS
+from lightning_genesis.commands.fit import LINKS
+from lightning_genesis.evaluation import inception
+from lightning_genesis.evaluation.protocols import LIKELIHOOD, PROTOCOLS, general_deviations
+from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.metrics import CONVENTIONS
 from lightning_genesis.models.base import EVALUATION_SEED
-from lightning_genesis.protocols import LIKELIHOOD, PROTOCOLS, general_deviations
 from lightning_genesis.report.runs import read_run
 from lightning_genesis.report.tables import make_sections
-from lightning_genesis.results import Result, read_results
-from lightning_genesis.run import load
+from lightning_genesis.runs.results import Result, read_results
+from lightning_genesis.runs.run import load
 from lightning_genesis.scene import IndexedNoise
-from lightning_genesis.split import EvaluatedSplit, choose_images
+from lightning_genesis.storage.checkpoint import read_checkpoint
 
 NUM_TEST, NUM_VAL = 11, 7
 CONFIG: dict[str, Any] = {

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main
+from lightning_genesis.storage.checkpoint import read_checkpoint
 from tests.ranks.command import apart, experiment, largest_difference, records, rows, run
 from tests.ranks.tiny import NAMES, tiny
 from tests.test_cli import TINY

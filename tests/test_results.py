@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.results import Checkpoint, Result, read_result, read_results, versions, write_result
+from lightning_genesis.runs.results import (
+    Checkpoint,
+    Result,
+    read_result,
+    read_results,
+    versions,
+    write_result,
+)
 
 RESULT = Result(
     model="GenesisV2",

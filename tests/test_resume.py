@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from benchmarks.kills import GENESIS_V2, Report, Torture, experiment, fingerprint
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main
 from lightning_genesis.models import SceneModel
+from lightning_genesis.storage.checkpoint import read_checkpoint
 
 STEPS = 16
 

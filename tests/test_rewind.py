@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main
+from lightning_genesis.storage.checkpoint import read_checkpoint
 from tests.test_cli import TINY, assert_equal_states, rows
 
 Fit = Callable[..., dict[str, Any]]

@@ -25,11 +25,11 @@ import yaml
 
 from data_modules import store as store_module
 from data_modules.store import DataError, Store, write_store
-from lightning_genesis.checkpoint import read_checkpoint, write_checkpoint, write_weights
 from lightning_genesis.cli import main
 from lightning_genesis.errors import CheckpointError
 from lightning_genesis.models import GenesisV2, SceneModel
-from lightning_genesis.run import load
+from lightning_genesis.runs.run import load
+from lightning_genesis.storage.checkpoint import read_checkpoint, write_checkpoint, write_weights
 from tests.tiny_checkpoint import same, train
 
 SECONDS = 5.0

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lightning_genesis import models
-from lightning_genesis.checkpoint import write_checkpoint
 from lightning_genesis.cli import main
+from lightning_genesis.commands.sample import load_model, sample_batches
 from lightning_genesis.models import SRI, VAE, Genesis, GenesisV2, SceneModel, SlotAttention
-from lightning_genesis.sampling import load_model, sample_batches
 from lightning_genesis.scene import IndexedNoise
+from lightning_genesis.storage.checkpoint import write_checkpoint
 from tests.weights_file import export
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_genesis.schedules import warmup_and_decay
+from lightning_genesis.optimization.schedules import warmup_and_decay
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_genesis.checkpoint import read_checkpoint
+from lightning_genesis.storage.checkpoint import read_checkpoint
 from tests.ranks.command import ROOT, TIMEOUT, experiment, rows
 from tests.ranks.tiny import tiny
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning_genesis.wandb_file import read_records, read_rows
+from lightning_genesis.runs.wandb_file import read_records, read_rows
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

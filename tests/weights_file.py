@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_genesis.checkpoint import write_weights
 from lightning_genesis.models import SceneModel
+from lightning_genesis.storage.checkpoint import write_weights
 
 
 def export(model: SceneModel, path: Path, data: dict[str, Any] | None = None) -> Path:

@@ -16,7 +16,7 @@ from typing import IO, Any
 from rich.progress import Progress, TaskID
 
 from data_modules.store import DataError
-from lightning_genesis.files import replacing, sync_folder, to_disk
+from lightning_genesis.storage.files import replacing, sync_folder, to_disk
 
 BLOCK_BYTES = 2**18
 _FATAL = range(400, 500)

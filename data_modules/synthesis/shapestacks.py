@@ -30,7 +30,7 @@ from data_modules.synthesis.scene3d import (
     vector,
 )
 from data_modules.threads import in_order
-from lightning_genesis.files import whole_folder
+from lightning_genesis.storage.files import whole_folder
 
 SIDE = 224
 NUM_CAMERAS = 16

@@ -11,9 +11,9 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from data_modules.base import Split
-from lightning_genesis.callbacks.drawing import mask_grid, reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import imagination_pairs, random_walk, walk_frames, write_gif
+from lightning_genesis.figures.drawing import mask_grid, reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.scene import IndexedNoise, Scene
 
 SAMPLE_SEED = 1

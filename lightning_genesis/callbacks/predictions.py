@@ -10,7 +10,7 @@ from PIL import Image
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torchvision.utils import save_image
 
-from lightning_genesis.callbacks.drawing import SLOT_COLOURS
+from lightning_genesis.figures.drawing import SLOT_COLOURS
 from lightning_genesis.scene import Scene
 
 

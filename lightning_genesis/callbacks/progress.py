@@ -6,7 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
-from lightning_genesis.loggers import RunCSVLogger
+from lightning_genesis.runs.loggers import RunCSVLogger
 
 SHOWN = ("train/nll_per_dim", "train/kl", "val/ari_fg")
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_genesis.evaluation.protocols import Protocol
+from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.metrics import PerImageMean, SegmentationMetrics
 from lightning_genesis.metrics.enlarged_segmentation import enlarged_segmentation
 from lightning_genesis.metrics.used import used_on_any_rank
-from lightning_genesis.protocols import Protocol
 from lightning_genesis.scene import MaskKind, Scene
-from lightning_genesis.split import EvaluatedSplit, choose_images
 
 
 class ProtocolScores(pl.Callback):

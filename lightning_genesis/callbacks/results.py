@@ -10,9 +10,9 @@ import torch
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.protocol import ProtocolScores
 from lightning_genesis.callbacks.structure import StructureCallback
-from lightning_genesis.protocols import LIKELIHOOD, general_deviations
-from lightning_genesis.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint, Result, write_result
-from lightning_genesis.split import EvaluatedSplit
+from lightning_genesis.evaluation.protocols import LIKELIHOOD, general_deviations
+from lightning_genesis.evaluation.split import EvaluatedSplit
+from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint, Result, write_result
 
 STAGE = "test/"
 OF_THEIR_OWN = ("num_slots", "image_size", "num_background", "std", "metric_convention")

@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_genesis.callbacks.finite_gate import DIVERGENCE, Failure, FiniteGate
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.storage.checkpoint import read_checkpoint
 
 COLUMNS = ("step", "cause", "value", "checkpoint", "checkpoint_step")
 

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 
-from lightning_genesis.loggers import RunCSVLogger
+from lightning_genesis.runs.loggers import RunCSVLogger
 
 
 class RunConfig(SaveConfigCallback):

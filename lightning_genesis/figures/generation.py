@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_genesis.callbacks.drawing import (
+from lightning_genesis.figures.drawing import (
     colour_masks,
     colour_slots,
     grey,

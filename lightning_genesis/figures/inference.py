@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_genesis.callbacks.drawing import (
+from lightning_genesis.figures.drawing import (
     colour_masks,
     colour_slots,
     grey,

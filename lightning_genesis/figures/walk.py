@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_genesis.callbacks.drawing import colour_masks, tile
-from lightning_genesis.files import replacing
+from lightning_genesis.figures.drawing import colour_masks, tile
 from lightning_genesis.models import SceneModel
 from lightning_genesis.scene import IndexedNoise, Scene
+from lightning_genesis.storage.files import replacing
 
 FRAMES_PER_SECOND = 6
 """Of SRI's released videos."""

@@ -16,7 +16,6 @@ from pytorch_lightning.__version__ import version as lightning_version
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_genesis.checkpoint import check_model
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.interop import options as known
 from lightning_genesis.interop.emorl import GECO_STATE
@@ -24,6 +23,7 @@ from lightning_genesis.interop.reading import OfficialFile, number, read_flags, 
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.emorl import EfficientMORL
 from lightning_genesis.objectives import GECO, FixedBeta, SoftplusGECO
+from lightning_genesis.storage.checkpoint import check_model
 
 
 @dataclass(frozen=True)

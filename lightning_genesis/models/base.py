@@ -27,8 +27,8 @@ from lightning_genesis.metrics.slot_count import slot_count_error
 from lightning_genesis.metrics.used import used_on_any_rank
 from lightning_genesis.objectives import GECO, Objective
 from lightning_genesis.objectives.base import objective_from_plain
-from lightning_genesis.random_state import random_states, set_random_state
 from lightning_genesis.scene import IndexedNoise, MaskKind, Noise, Scene, Terms
+from lightning_genesis.storage.random_state import random_states, set_random_state
 
 FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
 """Optimisers whose fused form skips a step on a flag that stays on the device."""
@@ -389,7 +389,7 @@ class SceneModel(pl.LightningModule):
         Raises:
             CheckpointError: if the file is not there, damaged, holds another model, or does not fit.
         """
-        from lightning_genesis.run import restore_model
+        from lightning_genesis.runs.run import restore_model
 
         model = restore_model(checkpoint_path, cls, overrides)
         return cast(Self, model if map_location is None else model.to(map_location))

@@ -26,9 +26,9 @@ from lightning_genesis.layers.slot_decoder import SlotDecoder
 from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.objectives import FixedBeta, Objective
+from lightning_genesis.optimization.schedules import check_decay, warmup_and_decay
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
-from lightning_genesis.schedules import check_decay, warmup_and_decay
 
 DecoderName = Literal["big", "small"]
 

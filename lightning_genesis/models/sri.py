@@ -29,9 +29,9 @@ from lightning_genesis.objectives import (
     sampled_gaussian_kl,
     scene_nll,
 )
+from lightning_genesis.optimization.schedules import check_decay, warmup_and_decay
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
-from lightning_genesis.schedules import check_decay, warmup_and_decay
 
 EncoderName = Literal["genesis_v2", "slot_attention", "emorl"]
 ENCODERS: dict[str, Callable[..., SceneModel]] = {

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_genesis.commands.messages import CommandParser
 from lightning_genesis.errors import ConfigurationError, Incomplete
-from lightning_genesis.files import replacing
-from lightning_genesis.messages import CommandParser
 from lightning_genesis.report.page import render_page
 from lightning_genesis.report.runs import Run, read_run
 from lightning_genesis.report.tables import Section, make_sections
 from lightning_genesis.report.writers import to_csv, to_latex, to_markdown
+from lightning_genesis.storage.files import replacing
 
 PAGE = "report.html"
 """The page's name; a folder that holds one is a report, not a run."""

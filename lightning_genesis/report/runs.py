@@ -13,8 +13,8 @@ import yaml
 from numpy.typing import NDArray
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.results import FOLDER, Result, read_result
-from lightning_genesis.wandb_file import read_rows
+from lightning_genesis.runs.results import FOLDER, Result, read_result
+from lightning_genesis.runs.wandb_file import read_rows
 
 Curve = NDArray[np.float64]
 """Steps and values, `[N, 2]`, by step."""

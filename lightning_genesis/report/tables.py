@@ -23,7 +23,7 @@ from lightning_genesis.report.names import (
 )
 from lightning_genesis.report.published import find_published, is_published
 from lightning_genesis.report.runs import Run
-from lightning_genesis.results import Result
+from lightning_genesis.runs.results import Result
 
 NO_PROTOCOL = "none"
 """`--protocol` for numbers of the whole split."""

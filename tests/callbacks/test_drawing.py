@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_genesis.callbacks.drawing import (
+from lightning_genesis.figures.drawing import (
     LINE,
     PADDING,
     SIDE,

@@ -15,11 +15,11 @@ from data_modules import MultiDSprites
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.inception import to_bytes
+from lightning_genesis.evaluation.inception import to_bytes
+from lightning_genesis.evaluation.split import choose_images
 from lightning_genesis.metrics.kid import kernel_inception_distance
 from lightning_genesis.models import VAE, SceneModel, SlotAttention
 from lightning_genesis.scene import IndexedNoise
-from lightning_genesis.split import choose_images
 from tests.stand_in import StandIn, StandInFID
 
 NUM_TEST = 13

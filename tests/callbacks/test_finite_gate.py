@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from lightning_genesis.callbacks.checkpoints import CheckpointOptions, RunCheckpoints
 from lightning_genesis.callbacks.finite_gate import MINIMUM_SCALE, FiniteGate
-from lightning_genesis.checkpoint import DurableCheckpointIO
 from lightning_genesis.errors import NonFiniteError
 from lightning_genesis.objectives import FixedBeta, Objective
 from lightning_genesis.scene import Terms
+from lightning_genesis.storage.checkpoint import DurableCheckpointIO
 from tests.callbacks.faulty import Fault, Faulty, Images
 
 BAD_STEP = 3

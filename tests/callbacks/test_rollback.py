@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 
 from lightning_genesis.callbacks.checkpoints import CheckpointOptions, RunCheckpoints
 from lightning_genesis.callbacks.rollback import Rollback, RollbackOptions
-from lightning_genesis.checkpoint import DurableCheckpointIO, read_checkpoint
 from lightning_genesis.errors import ConfigurationError, NonFiniteError
 from lightning_genesis.objectives import FixedBeta
+from lightning_genesis.storage.checkpoint import DurableCheckpointIO, read_checkpoint
 from tests.callbacks.faulty import Fault, Faulty, Images
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ import yaml
 from PIL import Image
 
 from data_modules import MultiDSprites
-from lightning_genesis.callbacks.drawing import sample_grid
 from lightning_genesis.cli import main
+from lightning_genesis.commands.figures import FIGURES, RunFigures, is_tower, known_fid
 from lightning_genesis.figures import command, failure_cases
-from lightning_genesis.figures.command import FIGURES, RunFigures, is_tower, known_fid
+from lightning_genesis.figures.drawing import sample_grid
 from lightning_genesis.models import SRI, VAE, EfficientMORL, GenesisV2, SceneModel, SlotAttention
-from lightning_genesis.results import Checkpoint
+from lightning_genesis.runs.results import Checkpoint
 from lightning_genesis.scene import IndexedNoise, Scene
 from tests.report.fake_runs import add_result
 from tests.stand_in import SpriteTowers

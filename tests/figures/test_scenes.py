@@ -8,15 +8,6 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from lightning_genesis.callbacks.drawing import (
-    LINE,
-    PADDING,
-    SIDE,
-    colour_masks,
-    colour_slots,
-    masked_components,
-    text_width,
-)
 from lightning_genesis.figures import (
     decomposition_steps,
     example_scores,
@@ -29,6 +20,15 @@ from lightning_genesis.figures import (
     samples_by_run,
     score_labels,
     sweep,
+)
+from lightning_genesis.figures.drawing import (
+    LINE,
+    PADDING,
+    SIDE,
+    colour_masks,
+    colour_slots,
+    masked_components,
+    text_width,
 )
 from lightning_genesis.layers import stick_breaking
 from lightning_genesis.models import Genesis

@@ -11,13 +11,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lightning_genesis.checkpoint import read_checkpoint
 from lightning_genesis.cli import main
 from lightning_genesis.errors import CheckpointError
 from lightning_genesis.interop.emorl import emorl_key, emorl_state, modern_names
 from lightning_genesis.interop.official import import_official, load_official, recognise
 from lightning_genesis.models import EfficientMORL
 from lightning_genesis.objectives import FixedBeta, SoftplusGECO
+from lightning_genesis.storage.checkpoint import read_checkpoint
 from tests.interop.official_files import trained_optimizer
 from tests.models.emorl_fixture import CLEVR6, TETROMINOES
 from tests.reference.emorl import official_shapes, official_state

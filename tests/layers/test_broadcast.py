@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_genesis.counting import count_operations
+from benchmarks.counting import count_operations
 from lightning_genesis.layers import (
     BroadcastDecoder,
     TransposedConvDecoder,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_genesis.counting import count_operations
+from benchmarks.counting import count_operations
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers import ComponentVAE
 

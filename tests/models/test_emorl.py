@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_genesis.checkpoint import read_checkpoint
+from benchmarks.counting import Counts, count_operations
 from lightning_genesis.cli import main
-from lightning_genesis.counting import Counts, count_operations
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.models import EfficientMORL, SceneModel
 from lightning_genesis.models.emorl import PRIORS, Hierarchy
 from lightning_genesis.objectives import GECO, FixedBeta, SoftplusGECO
 from lightning_genesis.scene import IndexedNoise, Scene
+from lightning_genesis.storage.checkpoint import read_checkpoint
 
 SMALL: dict[str, Any] = {"latent_dim": 6, "feature_dim": 8, "decoder_dim": 8, "std": 0.3}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_genesis.counting import Counts, count_operations
+from benchmarks.counting import Counts, count_operations
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.interop.genesis import LEGACY, genesis_key
 from lightning_genesis.models import Genesis

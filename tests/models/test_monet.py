@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_genesis.counting import count_operations
+from benchmarks.counting import count_operations
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.models import MONet
 from lightning_genesis.objectives import FixedBeta

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_genesis.counting import Counts, count_operations
+from benchmarks.counting import Counts, count_operations
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.metrics import mean_squared_error
 from lightning_genesis.models import SlotAttention

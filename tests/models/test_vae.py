@@ -12,8 +12,8 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from benchmarks.counting import count_operations
 from lightning_genesis.cli import main
-from lightning_genesis.counting import count_operations
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.interop.genesis import LEGACY
 from lightning_genesis.interop.vae import vae_key

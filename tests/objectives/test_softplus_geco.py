@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_genesis.counting import count_operations
+from benchmarks.counting import count_operations
 from lightning_genesis.objectives import GECO, FixedBeta, Objective, SoftplusGECO
 from lightning_genesis.objectives.base import objective_from_plain
 from lightning_genesis.scene import Terms

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from lightning_genesis.results import Checkpoint, Result, write_result
+from lightning_genesis.runs.results import Checkpoint, Result, write_result
 
 MODELS = {"genesisv2": "GenesisV2", "genesis": "Genesis", "monetg": "MONet", "slotattention": "SlotAttention"}
 

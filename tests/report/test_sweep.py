@@ -16,11 +16,12 @@ import torch
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from lightning_genesis import models, sweep
+from lightning_genesis import models
 from lightning_genesis.cli import main
-from lightning_genesis.experiment import LINKS
-from lightning_genesis.loggers import make_wandb_logger
-from lightning_genesis.run import build_data
+from lightning_genesis.commands import sweep
+from lightning_genesis.commands.fit import LINKS
+from lightning_genesis.runs.loggers import make_wandb_logger
+from lightning_genesis.runs.run import build_data
 from tests.report.fake_runs import add_result, make_run
 from tests.test_cli import TINY
 
@@ -330,7 +331,7 @@ def logged_in_validation(config: dict[str, Any]) -> set[str]:
 def test_runs_of_a_wandb_sweep_have_folders_and_ids_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning_genesis.experiment import ExperimentCLI
+    from lightning_genesis.commands.fit import ExperimentCLI
 
     class Named(ExperimentCLI):
         """Stops once the run has its name."""

@@ -12,14 +12,14 @@ import yaml
 from scipy import stats
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.protocols import PROTOCOLS
+from lightning_genesis.evaluation.protocols import PROTOCOLS
 from lightning_genesis.report.cells import Cell, show_number, show_summary, summarise
 from lightning_genesis.report.names import METRICS, MODELS, metric_of, row_label
 from lightning_genesis.report.published import find_published, read_published
 from lightning_genesis.report.runs import read_run
 from lightning_genesis.report.tables import Section, make_sections
 from lightning_genesis.report.writers import to_csv, to_latex, to_markdown
-from lightning_genesis.results import Checkpoint
+from lightning_genesis.runs.results import Checkpoint
 from tests.report.fake_runs import add_result, make_run
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

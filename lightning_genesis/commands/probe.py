@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 from data_modules import SceneDataModule
 from data_modules.base import Batch
-from lightning_genesis.checkpoint import read_checkpoint
+from lightning_genesis.commands.messages import CommandParser
+from lightning_genesis.commands.sample import find_device
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.messages import CommandParser
+from lightning_genesis.evaluation.protocols import general_deviations
+from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.metrics import count_pixels
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.base import EVALUATION_SEED
-from lightning_genesis.protocols import general_deviations
-from lightning_genesis.results import Checkpoint, Result, write_result
-from lightning_genesis.run import add_checkpoint_option, find_file, load_with_data, read_config
-from lightning_genesis.sampling import find_device
+from lightning_genesis.runs.results import Checkpoint, Result, write_result
+from lightning_genesis.runs.run import add_checkpoint_option, find_file, load_with_data, read_config
 from lightning_genesis.scene import Scene
-from lightning_genesis.split import EvaluatedSplit, choose_images
+from lightning_genesis.storage.checkpoint import read_checkpoint
 
 NUM_TRAIN = 50_000
 """Labelled training images in the GENESIS paper."""

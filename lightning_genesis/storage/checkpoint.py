@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_genesis.errors import CheckpointError
-from lightning_genesis.files import link, replacing, sync_folder, to_disk
+from lightning_genesis.storage.files import link, replacing, sync_folder, to_disk
 
 OBJECTIVE = "objective."
 """Prefix of the objective's state, which is not part of the weights."""

@@ -31,20 +31,20 @@ from lightning_genesis.callbacks.rollback import Rollback, RollbackOptions
 from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
 from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
 from lightning_genesis.callbacks.structure import StructureCallback
-from lightning_genesis.checkpoint import (
+from lightning_genesis.commands.messages import check_config_files, explain
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
+from lightning_genesis.models import SceneModel
+from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
+from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
+from lightning_genesis.runs.run import find_checkpoint, read_last_good
+from lightning_genesis.storage.checkpoint import (
     DurableCheckpointIO,
     check_model,
     load_weights,
     read_checkpoint,
     set_aside,
 )
-from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.loggers import RunCSVLogger, make_wandb_logger
-from lightning_genesis.messages import check_config_files, explain
-from lightning_genesis.models import SceneModel
-from lightning_genesis.protocols import ProtocolName, find_protocol
-from lightning_genesis.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
-from lightning_genesis.run import find_checkpoint, read_last_good
 
 LINKS = ("num_slots", "image_size", "num_background")
 """What the data know and the model needs."""

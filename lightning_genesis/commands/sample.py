@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from lightning_genesis.callbacks.drawing import image_sheet, write_picture
-from lightning_genesis.checkpoint import read_checkpoint
+from lightning_genesis.commands.messages import CommandParser
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import generation_order, generation_steps, sweep
-from lightning_genesis.files import whole_folder
-from lightning_genesis.messages import CommandParser
+from lightning_genesis.figures.drawing import image_sheet, write_picture
 from lightning_genesis.models import SceneModel
-from lightning_genesis.run import add_checkpoint_option, build_model, find_file
+from lightning_genesis.runs.run import add_checkpoint_option, build_model, find_file
 from lightning_genesis.scene import IndexedNoise, Scene
+from lightning_genesis.storage.checkpoint import read_checkpoint
+from lightning_genesis.storage.files import whole_folder
 
 BATCH_SIZE = 32
 """Scenes at once; they do not depend on it."""

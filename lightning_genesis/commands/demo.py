@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from data_modules import SceneDataModule
-from lightning_genesis.callbacks.drawing import reconstruction_grid, sample_grid, write_picture
+from lightning_genesis.commands.fit import ExperimentCLI
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.experiment import ExperimentCLI
+from lightning_genesis.figures.drawing import reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.models import SceneModel
-from lightning_genesis.run import load
+from lightning_genesis.runs.run import load
 from lightning_genesis.scene import IndexedNoise
 
-QUICKSTART = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
-SHIPPED = Path(__file__).parent / "weights" / "genesisv2_sprites.safetensors"
+QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
+SHIPPED = Path(__file__).parents[1] / "weights" / "genesisv2_sprites.safetensors"
 COLUMNS = {
     "MSE": "test/mse",
     "ELBO": "test/elbo",

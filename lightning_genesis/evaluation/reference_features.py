@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.files import replacing
+from lightning_genesis.storage.files import replacing
 
 _FEATURES = "features"
 

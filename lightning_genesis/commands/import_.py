@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_genesis.checkpoint import write_checkpoint, write_weights
+from lightning_genesis.commands.fit import LINKS
+from lightning_genesis.commands.messages import CommandParser, explain
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.experiment import LINKS
 from lightning_genesis.interop.official import OFFICIAL, OfficialModel, find_official, import_official
 from lightning_genesis.interop.reading import read_official
-from lightning_genesis.messages import CommandParser, explain
+from lightning_genesis.storage.checkpoint import write_checkpoint, write_weights
 
 OUTPUTS = (".ckpt", ".safetensors")
 

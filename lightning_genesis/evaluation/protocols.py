@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 from data_modules.base import Split
 from lightning_genesis.callbacks.fid import NUM_IMAGES
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.evaluation.split import EvaluatedSplit
 from lightning_genesis.metrics import Convention
-from lightning_genesis.split import EvaluatedSplit
 
 LIKELIHOOD = "normalised density of pixels in [0, 1], one posterior sample"
 """Behind `elbo` and `bits_per_dim` here, whatever is trained: SRI-G is trained without the normalisation."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lightning_genesis.checkpoint import read_checkpoint, write_weights
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.run import add_checkpoint_option, find_checkpoint, read_data_config
+from lightning_genesis.runs.run import add_checkpoint_option, find_checkpoint, read_data_config
+from lightning_genesis.storage.checkpoint import read_checkpoint, write_weights
 
 
 def main(args: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from lightning_genesis.files import replacing
 from lightning_genesis.scene import MaskKind, Scene
+from lightning_genesis.storage.files import replacing
 
 SLOT_COLOURS: tuple[tuple[int, int, int], ...] = (
     (230, 25, 75),

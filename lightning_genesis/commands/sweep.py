@@ -25,9 +25,9 @@ from typing import IO, Any
 
 import yaml
 
+from lightning_genesis.commands.messages import CommandParser
 from lightning_genesis.errors import ConfigurationError, Incomplete, Stopped
-from lightning_genesis.files import replacing
-from lightning_genesis.messages import CommandParser
+from lightning_genesis.storage.files import replacing
 
 COMMAND = (sys.executable, "-m", "lightning_genesis.cli")
 STAGES = ("fit", "test")

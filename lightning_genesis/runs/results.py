@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_genesis import __version__
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.files import replacing
+from lightning_genesis.storage.files import replacing
 
 FORMAT = 1
 FOLDER = "metrics"

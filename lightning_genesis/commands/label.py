@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lightning_genesis.commands.label_page import Images, make_page
+from lightning_genesis.commands.messages import CommandParser
+from lightning_genesis.commands.sample import find_device, load_model, sample_batches
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.files import replacing
-from lightning_genesis.labelling_page import Images, make_page
-from lightning_genesis.messages import CommandParser
 from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
-from lightning_genesis.run import add_checkpoint_option, find_file
-from lightning_genesis.sampling import find_device, load_model, sample_batches
+from lightning_genesis.runs.run import add_checkpoint_option, find_file
+from lightning_genesis.storage.files import replacing
 
 FORMAT = 1
 NUM_IMAGES = 100

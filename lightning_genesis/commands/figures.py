@@ -14,14 +14,23 @@ import torch
 from torch import Tensor
 
 from data_modules import SceneDataModule
-from lightning_genesis.callbacks.drawing import (
+from lightning_genesis.commands.messages import CommandParser
+from lightning_genesis.commands.sample import (
+    BATCH_SIZE,
+    check_numbers,
+    find_device,
+    join,
+    sample_batches,
+    setting_name,
+)
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.figures.drawing import (
     image_sheet,
     reconstruction_grid,
     sample_grid,
     titled,
     write_picture,
 )
-from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures.generation import generation_order, generation_steps, samples_by_run, sweep
 from lightning_genesis.figures.inference import (
     decomposition_steps,
@@ -33,20 +42,11 @@ from lightning_genesis.figures.inference import (
     score_labels,
 )
 from lightning_genesis.figures.walk import random_walk, walk_frames, write_gif
-from lightning_genesis.messages import CommandParser
 from lightning_genesis.metrics import mean_squared_error
 from lightning_genesis.metrics.structural_accuracy import judge_towers
 from lightning_genesis.models import SceneModel
-from lightning_genesis.results import FOLDER, Checkpoint, read_result
-from lightning_genesis.run import add_checkpoint_option, find_file, load_with_data
-from lightning_genesis.sampling import (
-    BATCH_SIZE,
-    check_numbers,
-    find_device,
-    join,
-    sample_batches,
-    setting_name,
-)
+from lightning_genesis.runs.results import FOLDER, Checkpoint, read_result
+from lightning_genesis.runs.run import add_checkpoint_option, find_file, load_with_data
 from lightning_genesis.scene import IndexedNoise, Scene
 
 SHEET = 64

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pytorch_lightning.utilities import rank_zero_warn
 
-from lightning_genesis.checkpoint import check_model, read_checkpoint, weights_of
+from lightning_genesis.commands.messages import check_config_files
 from lightning_genesis.errors import CheckpointError, ConfigurationError
-from lightning_genesis.messages import check_config_files
+from lightning_genesis.storage.checkpoint import check_model, read_checkpoint, weights_of
 
 if TYPE_CHECKING:
     from data_modules import SceneDataModule
