@@ -26,7 +26,7 @@ from scipy import ndimage
 from data_modules.shapestacks import crop_image, crop_map
 from data_modules.synthesis import shapestacks as synthesis
 from lightning_genesis.metrics.structural_accuracy import TowerRules, Towers, judge_towers, wilson_interval
-from lightning_genesis.runs.run import build_data
+from lightning_genesis.runs.loading import build_data
 
 SIDE = 64
 MISPLACED: tuple[synthesis.Flaw, ...] = ("lifted", "apart", "overlapping")

@@ -172,6 +172,9 @@ class SceneDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self._datasets: dict[Split, Dataset[Batch]] = {}
+        self._resumed: dict[str, Any] = {}
+        self._ahead = 0
+        """Batches of this size that the images of a run count for beyond its steps; see `state_dict`."""
 
     def plan(self, split: Split) -> StorePlan:
         """How a split becomes a store."""
@@ -345,6 +348,36 @@ class SceneDataModule(LightningDataModule):
             )
         return trainer.global_rank, trainer.world_size
 
+    def state_dict(self) -> dict[str, Any]:
+        """Which images a run trains on, and where it stands among them, for its checkpoint.
+
+        The position is the Trainer's count of batches and `ahead`, which is not 0 in a run that went on with
+        another batch size.
+        """
+        return {"images": self.fingerprint(), "batch_size": self.batch_size, "ahead": self._ahead}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the position of a checkpoint.
+
+        Raises:
+            DataError: if a run is resumed on other training images.
+        """
+        if self.trainer is None or not self.trainer.training:
+            return
+        self._resumed = dict(state_dict)
+        found, expected = self.fingerprint(), state_dict.get("images")
+        if expected not in (None, found):
+            raise DataError(
+                f"{self.root}: the training images of {self.name or type(self).__name__} are not those that "
+                f"the run was trained on (digest {str(found)[:12]}, expected {str(expected)[:12]}); give the "
+                "run its data, or start a new run from its weights with `--init_from`"
+            )
+
+    def fingerprint(self) -> str | None:
+        """Digest of the training images, without reading them all; None where there is no such thing."""
+        dataset = self.dataset("train")
+        return dataset.store.digest if isinstance(dataset, StoreDataset) else None
+
     def _batches_trained(self) -> int:
         """Number of batches in all epochs, restored from a checkpoint before the loader is made.
 
@@ -353,7 +386,22 @@ class SceneDataModule(LightningDataModule):
         assert self.trainer is not None
         total = self.trainer.fit_loop.epoch_loop.batch_progress.total
         assert isinstance(total, _ProcessedTracker)
-        return total.processed
+        if self._resumed:
+            self._ahead = self._position_after(total.processed, self._resumed) - total.processed
+            self._resumed = {}
+        return total.processed + self._ahead
+
+    def _position_after(self, batches: int, state: Mapping[str, Any]) -> int:
+        """The position of a resumed run in batches of this size: the same pass, the next whole batch."""
+        position = batches + int(state.get("ahead", 0))
+        before = int(state.get("batch_size", self.batch_size))
+        if before == self.batch_size:
+            return position
+        length = _length(self.dataset("train"))
+        passes, batch = divmod(position, length // before)
+        return passes * (length // self.batch_size) + min(
+            -(-batch * before // self.batch_size), length // self.batch_size
+        )
 
     def _overfit_batches(self, num_batches: int) -> int | None:
         limit: float = getattr(self.trainer, "overfit_batches", 0.0)

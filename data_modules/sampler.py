@@ -130,14 +130,10 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def state_dict(self) -> dict[str, int]:
-        """Seed, global batch size and number of images."""
+        """Seed and number of images."""
         sampler = self.batch_sampler
         assert isinstance(sampler, TrainingBatchSampler)
-        return {
-            "seed": sampler.seed,
-            "batch_size": sampler.global_batch_size,
-            "num_images": sampler.num_images,
-        }
+        return {"seed": sampler.seed, "num_images": sampler.num_images}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Warn about what differs from the run that is resumed."""

@@ -151,6 +151,13 @@ class Store:
                 f"checksum {found:08x}, expected {expected:08x}; remove {self.path} and {self.remedy}"
             )
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which has checksums of all contents."""
+        if "sha256" in self.manifest:
+            return str(self.manifest["sha256"])
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
     def __len__(self) -> int:
         return int(self.manifest["count"])
 

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_genesis.runs.run import load
+    from lightning_genesis.runs.loading import load
 
 try:
     __version__ = version("lightning-genesis")
@@ -17,7 +17,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:
     # `lightning-genesis --help` must not wait for torch.
     if name == "load":
-        from lightning_genesis.runs.run import load
+        from lightning_genesis.runs.loading import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

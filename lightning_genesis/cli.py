@@ -6,8 +6,10 @@ for torch.
 
 import errno
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple
 
 from lightning_genesis import __version__
 
@@ -24,102 +26,57 @@ ON_DISK = (
     errno.ELOOP,
 )
 """What is wrong with a disk or a path, not with the program: one line says it."""
+
+
+class Command(NamedTuple):
+    """A row of the table below."""
+
+    module: str
+    """Of `lightning_genesis.commands`; its `main` takes the arguments after the command's name."""
+    help: str
+    """One line for `--help`."""
+    shares_module: bool = False
+    """Whether the module has several commands; `main` then takes the command's name as well."""
+
+
 COMMANDS = {
-    "fit": "train a model: fit --config experiments/genesisv2_multidsprites.yaml",
-    "validate": "score on the validation split: validate --config runs/NAME/config.yaml --ckpt_path best",
-    "test": "score on the test split: test --config runs/NAME/config.yaml --ckpt_path best",
-    "predict": "write masks and components of images: predict --config ... --ckpt_path best",
-    "sample": "draw new scenes from the prior: sample runs/NAME --output samples",
-    "figures": "draw the papers' figures of a run: figures runs/NAME",
-    "label": "a page on which people label samples, offline: label runs/NAME --output page.html",
-    "probe": "what a model's latents tell of an image: probe runs/NAME",
-    "sweep": "train and test several seeds, then report: sweep --config FILE --seeds 0,1,2",
-    "report": "tables, curves and pictures of runs beside the papers: report runs/*-seed*",
-    "prepare": "build a dataset's store: prepare multi_dsprites --root data",
-    "export": "write a run's weights as safetensors: export runs/NAME weights.safetensors",
-    "import": "make the authors' checkpoints ours: import model.ckpt-FINAL --flags flags.json",
-    "demo": "train the quickstart on embedded data and show what came of it",
+    "fit": Command("fit", "train a model: fit --config experiments/genesisv2_multidsprites.yaml", True),
+    "validate": Command(
+        "fit", "score on the validation split: validate --config runs/NAME/config.yaml --ckpt_path best", True
+    ),
+    "test": Command(
+        "fit", "score on the test split: test --config runs/NAME/config.yaml --ckpt_path best", True
+    ),
+    "predict": Command(
+        "fit", "write masks and components of images: predict --config ... --ckpt_path best", True
+    ),
+    "sample": Command("sample", "draw new scenes from the prior: sample runs/NAME --output samples"),
+    "figures": Command("figures", "draw the papers' figures of a run: figures runs/NAME"),
+    "label": Command(
+        "label", "a page on which people label samples, offline: label runs/NAME --output page.html"
+    ),
+    "probe": Command("probe", "what a model's latents tell of an image: probe runs/NAME"),
+    "sweep": Command("sweep", "train and test several seeds, then report: sweep --config FILE --seeds 0,1,2"),
+    "report": Command("report", "tables, curves and pictures of runs beside the papers: report runs/*-seed*"),
+    "experiments": Command("experiments", "list the experiments that come along, with source and result"),
+    "prepare": Command("prepare", "build a dataset's store: prepare multi_dsprites --root data"),
+    "export": Command("export", "write a run's weights as safetensors: export runs/NAME weights.safetensors"),
+    "import": Command(
+        "import_", "make the authors' checkpoints ours: import model.ckpt-FINAL --flags flags.json"
+    ),
+    "demo": Command("demo", "train the quickstart on embedded data and show what came of it"),
 }
 
 
 def usage() -> str:
     """The text of `--help`."""
-    commands = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<11} {command.help}" for name, command in COMMANDS.items())
     return (
         f"Lightning Genesis {__version__}: object-centric generative models, trained, compared, reused.\n\n"
         f"usage: lightning-genesis COMMAND [OPTIONS]\n\n{commands}\n\n"
         "`lightning-genesis COMMAND --help` lists the options of a command, `fit --print_config` a whole\n"
         "configuration. `fit --ckpt_path last` resumes a run, `--run.name NAME` names it."
     )
-
-
-def _training(command: str) -> Callable[[Sequence[str]], None]:
-    def run(args: Sequence[str]) -> None:
-        from lightning_genesis.commands.fit import main
-
-        main([command, *args])
-
-    return run
-
-
-def _prepare(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.prepare import main
-
-    main(args)
-
-
-def _export(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.export import main
-
-    main(args)
-
-
-def _import(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.import_ import main
-
-    main(args)
-
-
-def _sample(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.sample import main
-
-    main(args)
-
-
-def _figures(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.figures import main
-
-    main(args)
-
-
-def _sweep(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.sweep import main
-
-    main(args)
-
-
-def _report(args: Sequence[str]) -> None:
-    from lightning_genesis.report import main
-
-    main(args)
-
-
-def _label(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.label import main
-
-    main(args)
-
-
-def _probe(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.probe import main
-
-    main(args)
-
-
-def _demo(args: Sequence[str]) -> None:
-    from lightning_genesis.commands.demo import main
-
-    main(args)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -145,27 +102,16 @@ def main(args: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    own = {
-        "sample": _sample,
-        "figures": _figures,
-        "sweep": _sweep,
-        "report": _report,
-        "label": _label,
-        "probe": _probe,
-        "prepare": _prepare,
-        "export": _export,
-        "import": _import,
-        "demo": _demo,
-    }
-    return _run(own.get(command) or _training(command), rest)
+    return _run(COMMANDS[command], command, rest)
 
 
-def _run(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> int:
+def _run(command: Command, name: str, args: Sequence[str]) -> int:
     from data_modules.store import DataError
     from lightning_genesis.errors import UserError
 
     try:
-        command(args)
+        module = import_module(f"lightning_genesis.commands.{command.module}")
+        module.main([name, *args] if command.shares_module else args)
     except Exception as error:
         # The parser wraps what a constructor raises; the innermost error of ours says it best.
         mendable = [cause for cause in _causes(error) if isinstance(cause, UserError | DataError)]

@@ -18,8 +18,10 @@ from benchmarks.kill_during_save import kill_and_look
 from lightning_genesis import models
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.models import GenesisV2, SceneModel
+from lightning_genesis.models.restore import build_model
 from lightning_genesis.objectives import FixedBeta
-from lightning_genesis.runs.run import build_model, find_checkpoint, load, read_last_good
+from lightning_genesis.runs.loading import load
+from lightning_genesis.runs.run import find_checkpoint, read_last_good
 from lightning_genesis.storage import checkpoint as module
 from lightning_genesis.storage.checkpoint import (
     DurableCheckpointIO,
@@ -500,6 +502,6 @@ def test_many_kills(tmp_path: Path) -> None:
 
 
 def test_build_model_takes_the_weights_alone(trained: Path) -> None:
-    model = build_model(read_checkpoint(trained), trained)
+    model = build_model(read_checkpoint(trained), trained, SceneModel)
     assert not model.training
     assert float(model.state_dict()["objective.step"]) == 0

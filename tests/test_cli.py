@@ -14,7 +14,7 @@ import yaml
 
 from lightning_genesis.cli import COMMANDS, main
 from lightning_genesis.commands.fit import files_first
-from lightning_genesis.runs.run import load
+from lightning_genesis.runs.loading import load
 from lightning_genesis.storage.checkpoint import read_checkpoint
 
 TINY = {

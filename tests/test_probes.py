@@ -13,7 +13,7 @@ from torch import Tensor
 from data_modules import ShapeStacks
 from data_modules.synthesis import shapestacks as synthesis
 from lightning_genesis.cli import main
-from lightning_genesis.commands.probe import (
+from lightning_genesis.evaluation.probes import (
     Latents,
     Probe,
     collect,

@@ -26,8 +26,8 @@ from lightning_genesis.metrics import CONVENTIONS
 from lightning_genesis.models.base import EVALUATION_SEED
 from lightning_genesis.report.runs import read_run
 from lightning_genesis.report.tables import make_sections
+from lightning_genesis.runs.loading import load
 from lightning_genesis.runs.results import Result, read_results
-from lightning_genesis.runs.run import load
 from lightning_genesis.scene import IndexedNoise
 from lightning_genesis.storage.checkpoint import read_checkpoint
 

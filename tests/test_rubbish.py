@@ -28,7 +28,7 @@ from data_modules.store import DataError, Store, write_store
 from lightning_genesis.cli import main
 from lightning_genesis.errors import CheckpointError
 from lightning_genesis.models import GenesisV2, SceneModel
-from lightning_genesis.runs.run import load
+from lightning_genesis.runs.loading import load
 from lightning_genesis.storage.checkpoint import read_checkpoint, write_checkpoint, write_weights
 from tests.tiny_checkpoint import same, train
 

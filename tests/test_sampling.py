@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_genesis import models
 from lightning_genesis.cli import main
-from lightning_genesis.commands.sample import load_model, sample_batches
+from lightning_genesis.commands.sample import sample_batches
 from lightning_genesis.models import SRI, VAE, Genesis, GenesisV2, SceneModel, SlotAttention
+from lightning_genesis.runs.loading import load_model
 from lightning_genesis.scene import IndexedNoise
 from lightning_genesis.storage.checkpoint import write_checkpoint
 from tests.weights_file import export

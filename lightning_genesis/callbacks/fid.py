@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.inception import NAMES, Rounding, find_weights, load_inception, to_bytes
+from lightning_genesis.evaluation.protocols import NUM_IMAGES
 from lightning_genesis.evaluation.reference_features import read_features, write_features
 from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.metrics.fid import FrechetInceptionDistance
 from lightning_genesis.metrics.kid import KernelInceptionDistance
 from lightning_genesis.scene import IndexedNoise
 
-NUM_IMAGES = 10_000
-"""Images and samples in the GENESIS, GENESIS-V2 and SRI papers."""
 SUFFIX: dict[Rounding, str] = {"truncate": "", "round": "_round"}
 
 

@@ -40,7 +40,7 @@ class ProtocolScores(pl.Callback):
         self._chosen[chosen] = True
         self.num_images, self.target_size = 0, None
         self._means: dict[str, PerImageMean] = {
-            name: PerImageMean().to(pl_module.device) for name in pl_module.image_means["test"]
+            name: PerImageMean().to(pl_module.device) for name in pl_module.scores["test"].means
         }
         arguments = (pl_module.num_slots, pl_module.hparams["num_background"], self.protocol.convention)
         self._scores: dict[MaskKind, SegmentationMetrics] = {

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 
+from lightning_genesis.callbacks.run_identity import RunIdentity
 from lightning_genesis.runs.loggers import RunCSVLogger
 
 
@@ -18,18 +19,23 @@ class RunConfig(SaveConfigCallback):
         parser: of the subcommand.
         config: what it parsed.
         folder: the run's folder.
+        identity: what the run has gone through; `config.yaml` tells it in its first lines.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, folder: Path, identity: RunIdentity
+    ) -> None:
         # Where this run starts from is no part of what it is: the file must make the run again.
         config = config.clone()
-        config["ckpt_path"] = None
+        config["ckpt_path"] = config["change"] = None
         super().__init__(parser, config, save_to_log_dir=False)
-        self.folder = folder
+        self.folder, self.identity = folder, identity
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Writes the file under a temporary name, then renames it."""
         text = self.parser.dump(self.config, skip_none=False)
+        changes = [str(change) for change in self.identity.changes]
+        text = "".join(f"# changed at {line}\n" for line in changes) + text
         if stage == "fit":
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = self.folder / ".config.yaml.tmp"
@@ -37,7 +43,8 @@ class RunConfig(SaveConfigCallback):
             temporary.rename(self.folder / "config.yaml")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update(yaml.safe_load(text), allow_val_change=True)
+                tree = {**yaml.safe_load(text), **({"changes": changes} if changes else {})}
+                logger.experiment.config.update(tree, allow_val_change=True)
 
 
 class ContinueLog(pl.Callback):

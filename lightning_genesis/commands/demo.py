@@ -16,7 +16,7 @@ from lightning_genesis.commands.fit import ExperimentCLI
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures.drawing import reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.models import SceneModel
-from lightning_genesis.runs.run import load
+from lightning_genesis.runs.loading import load
 from lightning_genesis.scene import IndexedNoise
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lightning_genesis.commands.arguments import add_checkpoint_option
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.runs.run import add_checkpoint_option, find_checkpoint, read_data_config
+from lightning_genesis.runs.run import find_checkpoint, read_data_config
 from lightning_genesis.storage.checkpoint import read_checkpoint, write_weights
 
 

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from data_modules import SceneDataModule
-from lightning_genesis.commands.messages import CommandParser
-from lightning_genesis.commands.sample import (
-    BATCH_SIZE,
+from lightning_genesis.commands.arguments import (
+    CommandParser,
+    add_model_options,
     check_numbers,
     find_device,
-    join,
-    sample_batches,
-    setting_name,
 )
+from lightning_genesis.commands.sample import BATCH_SIZE, join, sample_batches, setting_name
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures.drawing import (
     image_sheet,
@@ -45,8 +43,9 @@ from lightning_genesis.figures.walk import random_walk, walk_frames, write_gif
 from lightning_genesis.metrics import mean_squared_error
 from lightning_genesis.metrics.structural_accuracy import judge_towers
 from lightning_genesis.models import SceneModel
+from lightning_genesis.runs.loading import load_with_data
 from lightning_genesis.runs.results import FOLDER, Checkpoint, read_result
-from lightning_genesis.runs.run import add_checkpoint_option, find_file, load_with_data
+from lightning_genesis.runs.run import find_file
 from lightning_genesis.scene import IndexedNoise, Scene
 
 SHEET = 64
@@ -340,7 +339,7 @@ def known_fid(run: Path, file: Path) -> float | None:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis figures", description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="a run's folder, a .safetensors or a .ckpt")
-    add_checkpoint_option(parser)
+    add_model_options(parser)
     parser.add_argument("--output", type=Path, help="a folder; RUN/figures by default")
     parser.add_argument("--only", nargs="+", choices=FIGURES, help="these figures alone")
     parser.add_argument("--data", type=Path, help="a data section, such as experiments/data/quickstart.yaml")
@@ -375,7 +374,12 @@ def main(args: Sequence[str]) -> None:
     for number, run in enumerate(options.run):
         folder, file = _folder(run, options), find_file(run, options.checkpoint)
         model, data = load_with_data(
-            "figures", run, checkpoint=options.checkpoint, data=options.data, root=options.root
+            "figures",
+            run,
+            checkpoint=options.checkpoint,
+            model=options.model_class,
+            data=options.data,
+            root=options.root,
         )
         figures = RunFigures(
             model.to(device),

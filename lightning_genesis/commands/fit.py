@@ -1,7 +1,5 @@
 """The training command: Lightning's CLI with the checks, the run folder and the callbacks of every run."""
 
-import inspect
-import itertools
 import logging
 import os
 import re
@@ -9,10 +7,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -29,12 +25,24 @@ from lightning_genesis.callbacks.protocol import ProtocolScores
 from lightning_genesis.callbacks.results import ResultWriter
 from lightning_genesis.callbacks.rollback import Rollback, RollbackOptions
 from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
+from lightning_genesis.callbacks.run_identity import RunIdentity, changes_of
 from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
 from lightning_genesis.callbacks.structure import StructureCallback
-from lightning_genesis.commands.messages import check_config_files, explain
+from lightning_genesis.classes import importable_from_here
+from lightning_genesis.commands.messages import check_config_files
+from lightning_genesis.commands.options import (
+    TRAINER_DEFAULTS,
+    Parser,
+    RunOptions,
+    check_classes,
+    files_first,
+    refuse_linked_values,
+)
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
 from lightning_genesis.models import SceneModel
+from lightning_genesis.models.contract import LINKED
+from lightning_genesis.runs.identity import check_optimizer_state, options_of
 from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
 from lightning_genesis.runs.run import find_checkpoint, read_last_good
@@ -46,19 +54,6 @@ from lightning_genesis.storage.checkpoint import (
     set_aside,
 )
 
-LINKS = ("num_slots", "image_size", "num_background")
-"""What the data know and the model needs."""
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "max_steps": 500_000,
-    "max_epochs": -1,
-    "val_check_interval": 5000,
-    "check_val_every_n_epoch": None,
-    "log_every_n_steps": 100,
-    "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,
-}
-
-
 NOISE = (
     r".*overridden `on_after_batch_transfer`",  # on purpose: bytes become floats in one place
     r".*LeafSpec",  # Lightning 2.6 with a newer torch
@@ -67,63 +62,6 @@ NOISE = (
     r".*Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 """Warnings about what is right here."""
-
-
-@dataclass
-class RunOptions:
-    """Where a run writes.
-
-    Args:
-        name: of the run; by default the experiment's file name and the seed, with the run's id between them
-            in a sweep of W&B.
-        root: folder of all runs.
-        wandb: log to W&B as well.
-    """
-
-    name: str | None = None
-    root: str = "runs"
-    wandb: bool = True
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.root) / (self.name or "unnamed")
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser with errors of one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises what the command shows as one line.
-
-        Raises:
-            ConfigurationError: always.
-        """
-        parser: Any = getattr(ex, "subcommand_parser", None) or self
-        for action in parser._actions:
-            if isinstance(action.choices, dict):
-                parser = next(iter(action.choices.values()))  # all subcommands take the same options
-                break
-        options = [option for action in parser._actions for option in action.option_strings]
-        raise ConfigurationError(explain(message, options)) from ex
-
-
-def files_first(arguments: Sequence[str]) -> list[str]:
-    """A command line with its `--config` files before all options, which then count wherever they stand.
-
-    A run's `config.yaml` has every option: `test --ckpt_path best --config RUN/config.yaml` would otherwise
-    test untrained weights, without a word.
-    """
-    command, *rest = arguments
-    files: list[str] = []
-    others: list[str] = []
-    remaining = iter(rest)
-    for argument in remaining:
-        if argument in ("--config", "-c"):
-            files += [argument, *itertools.islice(remaining, 1)]
-        else:
-            (files if argument.startswith("--config=") else others).append(argument)
-    return [command, *files, *others]
 
 
 class ExperimentCLI(LightningCLI):
@@ -135,9 +73,12 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         _quieten()
+        importable_from_here()
         check_config_files(args)
+        check_classes(args)
         self.arguments = files_first(args)
         self.run_options = RunOptions()
+        self.identity = RunIdentity()
         # Other ranks are started by this command line again.
         sys_argv, sys.argv = sys.argv, [sys.argv[0], *self.arguments]
         try:
@@ -169,6 +110,13 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument(
             "--init_from", type=str | None, default=None, help="start from these weights at step 0"
         )
+        parser.add_argument(
+            "--change",
+            type=list[str] | None,
+            default=None,
+            help="fit: options that a resumed run goes on with in another value, as in "
+            "`--change [learning_rate, data.batch_size]`; the run writes down both",
+        )
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
         parser.add_class_arguments(RollbackOptions, "rollback")
@@ -184,7 +132,7 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_lightning_class_args(FIDCallback, "fid")
         parser.add_lightning_class_args(StructureCallback, "structure")
-        for name in LINKS:
+        for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -194,26 +142,9 @@ class ExperimentCLI(LightningCLI):
         """Names the run, finds the checkpoint, and refuses what would be ignored."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
-        self._refuse_linked_values(config.model)
+        refuse_linked_values(config.model)
         self._set_up_run(config)
         self._find_checkpoint(config)
-
-    def _refuse_linked_values(self, model: Any) -> None:
-        module, _, kind = model.class_path.rpartition(".")
-        bases = reversed(getattr(import_module(module), kind).__mro__)
-        # a constructor may hand on `**options` to the one of its base
-        defaults = {
-            name: parameter
-            for base in bases
-            for name, parameter in inspect.signature(base.__init__).parameters.items()
-        }
-        for name in LINKS:
-            value = (model.get("init_args") or {}).get(name)
-            if value is not None and (name not in defaults or value != defaults[name].default):
-                raise ConfigurationError(
-                    f"model.init_args.{name}={value} would be ignored: the model takes it from the data; "
-                    f"use --data.{name} (or --data.init_args.{name}) where the data have that option"
-                )
 
     def _set_up_run(self, config: Any) -> None:
         if config.run.name is None:
@@ -262,6 +193,7 @@ class ExperimentCLI(LightningCLI):
         """Compares the model with the checkpoint; loads weights to start from."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
+        self.identity.options = {**options_of(config.as_dict()), "num_ranks": self.trainer.world_size}
         if self.checkpoint is not None:
             self._compare(config.ckpt_path, self.checkpoint)
             if config.ckpt_path.endswith(".safetensors"):  # Lightning does not read these
@@ -299,9 +231,14 @@ class ExperimentCLI(LightningCLI):
             experiment=folder.name.removesuffix(f"-seed{seed}"),
             seed=seed if type(seed) is int else None,
             checkpoint=self._checkpoint_evaluated(config.ckpt_path),
-            options={"importance_samples": config.importance_samples},
+            options={"importance_samples": config.importance_samples, **self._changes()},
         )
         return [*callbacks, writer]
+
+    def _changes(self) -> dict[str, Any]:
+        """What the evaluated run went through, where it went through anything."""
+        changes = changes_of(self.checkpoint or {})
+        return {"changes": [str(change) for change in changes]} if changes else {}
 
     def _checkpoint_evaluated(self, path: str | None) -> Checkpoint | None:
         if path is None or self.checkpoint is None:
@@ -311,11 +248,19 @@ class ExperimentCLI(LightningCLI):
     def _compare(self, path: str, checkpoint: dict[str, Any]) -> None:
         """A resumed run must be the run that was saved; an evaluation may differ where the user says so."""
         check_model(checkpoint, self.model, path)
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            check_optimizer_state(checkpoint, self.model, path)
+            self.identity.resume(checkpoint, config.change or (), path)
+            if "run_options" in checkpoint:
+                return
         saved = checkpoint["hyper_parameters"]
         for name, value in self.model.hparams.items():
             if name in MAY_DIFFER or saved.get(name, value) == value:
                 continue
             if self.subcommand != "fit" and name in TRAINING_ONLY:
+                continue
+            if name in (given.rpartition(".")[2] for given in config.change or ()):
                 continue
             if self.subcommand != "fit" and self._is_given(name):
                 rank_zero_info(f"note: {name} is {value} here and was {saved[name]} in training")
@@ -330,7 +275,7 @@ class ExperimentCLI(LightningCLI):
             )
 
     def _is_given(self, name: str) -> bool:
-        section = "data" if name in LINKS else "model"
+        section = "data" if name in LINKED else "model"
         pattern = re.compile(rf"--{section}\.(init_args\.)?{name}(\.|=|$)")
         return any(pattern.match(argument) for argument in self.arguments)
 
@@ -345,7 +290,7 @@ class ExperimentCLI(LightningCLI):
                 options = CheckpointOptions(**config.checkpoint.as_dict())
                 callbacks += [RunCheckpoints(run.folder / "checkpoints", options), StopOnSignal()]
             rollback = RollbackOptions(**config.rollback.as_dict())
-            callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput()]
+            callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput(), self.identity]
         if self.subcommand == "test" and not trainer["fast_dev_run"]:
             callbacks += self._evaluation_callbacks(config)
         if trainer["enable_progress_bar"] is not False:
@@ -353,7 +298,7 @@ class ExperimentCLI(LightningCLI):
         trainer["default_root_dir"] = str(run.folder)
         trainer["plugins"] = [*self._given_plugins(trainer["plugins"]), DurableCheckpointIO()]
         trainer["logger"] = self._loggers(trainer["logger"], bool(trainer["fast_dev_run"]))
-        self.save_config_kwargs = {"folder": run.folder}
+        self.save_config_kwargs = {"folder": run.folder, "identity": self.identity}
         return self._instantiate_trainer({**trainer, **kwargs}, callbacks)
 
     @staticmethod

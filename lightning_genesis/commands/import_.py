@@ -5,7 +5,6 @@ flags.json next to it, as far as they tell; every option of our model can be giv
 before them.
 """
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_genesis.commands.fit import LINKS
-from lightning_genesis.commands.messages import CommandParser, explain
+from lightning_genesis.classes import constructor_parameters
+from lightning_genesis.commands.arguments import CommandParser
+from lightning_genesis.commands.messages import explain
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.interop.official import OFFICIAL, OfficialModel, find_official, import_official
 from lightning_genesis.interop.reading import read_official
+from lightning_genesis.models.contract import LINKED
 from lightning_genesis.storage.checkpoint import write_checkpoint, write_weights
 
 OUTPUTS = (".ckpt", ".safetensors")
@@ -81,17 +82,17 @@ def _model_options(official: OfficialModel, args: Sequence[str]) -> dict[str, An
     try:
         return dict(vars(parser.instantiate_classes(parser.parse_args(list(args), defaults=False))))
     except Exception as error:
-        known = inspect.signature(official.kind).parameters
+        known = constructor_parameters(official.kind)
         raise ConfigurationError(f"import: {explain(str(error), [f'--{name}' for name in known])}") from error
 
 
 def _model_section(official: OfficialModel, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The model as a configuration has it: what differs from our defaults, but for what the data know."""
-    defaults = inspect.signature(official.kind).parameters
+    defaults = constructor_parameters(official.kind)
     values = {
         name: value
         for name, value in checkpoint["hyper_parameters"].items()
-        if name not in LINKS and value != defaults[name].default
+        if name not in LINKED and value != defaults[name].default
     }
     kind = official.kind
     return {"class_path": f"lightning_genesis.models.{kind.__name__}", "init_args": values}

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lightning_genesis.commands.arguments import CommandParser, add_model_options, find_device
 from lightning_genesis.commands.label_page import Images, make_page
-from lightning_genesis.commands.messages import CommandParser
-from lightning_genesis.commands.sample import find_device, load_model, sample_batches
+from lightning_genesis.commands.sample import sample_batches
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
-from lightning_genesis.runs.run import add_checkpoint_option, find_file
+from lightning_genesis.runs.loading import load_model
+from lightning_genesis.runs.run import find_file
 from lightning_genesis.storage.files import replacing
 
 FORMAT = 1
@@ -106,7 +107,7 @@ def digest(images: Images) -> str:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis label", description=__doc__)
     parser.add_argument("samples", type=Path, nargs="?", help="a folder of PNGs, or a model")
-    add_checkpoint_option(parser)
+    add_model_options(parser)
     parser.add_argument("--output", type=Path, help="a .html file")
     parser.add_argument("--agreement", type=Path, nargs=2, metavar="JSON", help="files of answers to compare")
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="the first this many")
@@ -126,7 +127,8 @@ def main(args: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(args))
     if options.agreement is not None:
-        if any(given is not None for given in (options.samples, options.output, options.checkpoint)):
+        others = (options.samples, options.output, options.checkpoint, options.model_class)
+        if any(given is not None for given in others):
             raise ConfigurationError("label: --agreement takes two files of answers and nothing else")
         first, second = (read_answers(path) for path in options.agreement)
         if first.images != second.images:
@@ -152,10 +154,11 @@ def _write(options: Namespace) -> None:
     is_run = any((source / name).exists() for name in ("config.yaml", "checkpoints"))
     is_model = is_run or not source.is_dir()
     if is_model:
-        source = find_file(source, options.checkpoint)
         images, judged = _draw(source, options)
-    elif options.checkpoint is not None:
-        raise ConfigurationError(f"label: --checkpoint: {source} is no run's folder; leave it out")
+        source = find_file(source, options.checkpoint)
+    elif options.checkpoint is not None or options.model_class is not None:
+        option = "--checkpoint" if options.checkpoint else "--model"
+        raise ConfigurationError(f"label: {option}: {source} is a folder of pictures; leave it out")
     else:
         images, judged = read_images(source, options.num_images), {}
     about = digest(images)
@@ -175,9 +178,10 @@ def _write(options: Namespace) -> None:
 
 
 @torch.no_grad()
-def _draw(file: Path, options: Namespace) -> tuple[Images, dict[str, bool]]:
+def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool]]:
     """Samples of a model, as `sample` draws them, and which are towers; nothing if they have no masks."""
-    model = load_model(file).to(find_device(options.device, "label"))
+    model = load_model(source, options.checkpoint, options.model_class)
+    model = model.to(find_device(options.device, "label"))
     images: Images = {}
     judged: dict[str, bool] = {}
     for scene in sample_batches(model, options.num_images, seed=options.seed):

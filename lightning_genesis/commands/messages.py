@@ -1,37 +1,12 @@
 """Turns the argument parser's explanations into one line that names what would have worked."""
 
-import argparse
-import json
 import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
-import yaml
-
-from lightning_genesis.errors import ConfigurationError
-
-
-class CommandParser(argparse.ArgumentParser):
-    """The parser of a command of our own, with errors of one line.
-
-    Args:
-        prog: as in "lightning-genesis sample".
-        description: shown by `--help`.
-    """
-
-    def __init__(self, prog: str, description: str | None) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Raises what the command shows as one line.
-
-        Raises:
-            ConfigurationError: always.
-        """
-        raise ConfigurationError(f"{self.prog.split()[-1]}: {message}")
+from lightning_genesis.storage.yaml_file import read_mapping
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
@@ -43,19 +18,8 @@ def check_config_files(arguments: Sequence[str]) -> None:
     pairs = [argument.split("=", 1) for argument in arguments if argument.startswith("--config=")]
     pairs += [list(pair) for pair in pairwise(arguments) if pair[0] in ("--config", "-c")]
     for path in (Path(value) for _, value in pairs):
-        if not path.is_file():
-            continue
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            json.dumps(content, default=str)  # finds what refers to itself
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigurationError(f"{path}: not readable as YAML: {reason}") from error
-        if not isinstance(content, dict):
-            found = "nothing" if content is None else f"a {type(content).__name__}"
-            raise ConfigurationError(
-                f"{path}: holds {found}, expected a mapping with model, data and trainer"
-            )
+        if path.exists():
+            read_mapping(path, "a mapping with model, data and trainer")
 
 
 def explain(message: str, options: Iterable[str]) -> str:

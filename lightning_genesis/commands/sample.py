@@ -6,7 +6,7 @@ depends on the seed and its number alone, not on how many are drawn.
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.utils import save_image
 
-from lightning_genesis.commands.messages import CommandParser
+from lightning_genesis.commands.arguments import (
+    CommandParser,
+    add_model_options,
+    check_numbers,
+    find_device,
+)
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import generation_order, generation_steps, sweep
 from lightning_genesis.figures.drawing import image_sheet, write_picture
 from lightning_genesis.models import SceneModel
-from lightning_genesis.runs.run import add_checkpoint_option, build_model, find_file
+from lightning_genesis.runs.loading import load_model
+from lightning_genesis.runs.run import find_file
 from lightning_genesis.scene import IndexedNoise, Scene
-from lightning_genesis.storage.checkpoint import read_checkpoint
 from lightning_genesis.storage.files import whole_folder
 
 BATCH_SIZE = 32
@@ -41,7 +46,7 @@ SWEEP_SHOWN = 8
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis sample", description=__doc__)
     parser.add_argument("model", type=Path, help="a run's folder, a .ckpt or a .safetensors")
-    add_checkpoint_option(parser)
+    add_model_options(parser)
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--num_images", type=int, help="how many per setting; 64 by default")
     parser.add_argument(
@@ -74,7 +79,8 @@ def main(args: Sequence[str]) -> None:
     options = _parser().parse_args(list(args))
     _check(options)
     file = find_file(options.model, options.checkpoint)
-    model = load_model(file).to(find_device(options.device, "sample"))
+    model = load_model(options.model, options.checkpoint, options.model_class)
+    model = model.to(find_device(options.device, "sample"))
     scene_latent = None
     if options.scene_latent is not None:
         scene_latent = read_scene_latent(options.scene_latent, model, options.num_images)
@@ -160,47 +166,6 @@ def _write_setting(
         tensors = {name: value.contiguous() for name, value in tensors.items()}
         save_file(tensors, folder / "latents.safetensors", {"lightning_genesis": json.dumps(told)})
     return scene[:SWEEP_SHOWN]
-
-
-# ---------------------------------------------------------------- what others use too
-
-
-def check_numbers(command: str, options: Namespace, least: Mapping[str, int]) -> None:
-    """Compares options, numbers or lists of them, with the least that they may be; None is left alone.
-
-    Raises:
-        ConfigurationError: if one is smaller, or not finite.
-    """
-    for name, smallest in least.items():
-        given = getattr(options, name)
-        for value in given if isinstance(given, list | tuple) else [given]:
-            if value is not None and not smallest <= value < float("inf"):
-                raise ConfigurationError(
-                    f"{command}: --{name} {value}, expected a number of at least {smallest}"
-                )
-
-
-def load_model(file: Path) -> SceneModel:
-    """The model of a `.ckpt` or a `.safetensors`.
-
-    Raises:
-        CheckpointError: if it is not there or damaged.
-    """
-    return build_model(read_checkpoint(file), file)
-
-
-def find_device(name: str | None, command: str) -> torch.device:
-    """The device that is named; a GPU if there is one, where none is.
-
-    Raises:
-        ConfigurationError: if it is not there.
-    """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())[:160]
-        raise ConfigurationError(f"{command}: --device {name}: {reason}") from error
 
 
 def read_scene_latent(path: Path, model: SceneModel, num_images: int | None) -> Tensor:

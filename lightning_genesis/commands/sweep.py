@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import yaml
 
-from lightning_genesis.commands.messages import CommandParser
+from lightning_genesis.commands.arguments import CommandParser
 from lightning_genesis.errors import ConfigurationError, Incomplete, Stopped
 from lightning_genesis.storage.files import replacing
 
@@ -253,7 +253,7 @@ def main(args: Sequence[str]) -> None:
 
 def _finish(sweep: Sweep, output: Path) -> None:
     """Says what came of every seed, and writes the report of those that are done unless a signal came."""
-    from lightning_genesis.report import report
+    from lightning_genesis.commands.report import report
 
     failed = [seed for seed in sweep.runs if seed.outcome not in ("done", "stopped")]
     stopped = [seed for seed in sweep.runs if seed.outcome == "stopped"]

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from data_modules.base import Split
-from lightning_genesis.callbacks.fid import NUM_IMAGES
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.split import EvaluatedSplit
 from lightning_genesis.metrics import Convention
 
+NUM_IMAGES = 10_000
+"""Images, and samples, that FID compares in the GENESIS, GENESIS-V2 and SRI papers."""
 LIKELIHOOD = "normalised density of pixels in [0, 1], one posterior sample"
 """Behind `elbo` and `bits_per_dim` here, whatever is trained: SRI-G is trained without the normalisation."""
 ProtocolName = Literal["genesis", "genesisv2", "sri", "sri-ablations", "emorl"]
@@ -27,7 +28,7 @@ class Protocol:
     """Paper and section."""
     split: Split
     num_images: int
-    """Images that are scored. FID's 10 000 are an option of their own: `callbacks.fid`."""
+    """Images that are scored. FID's number is an option of its own: `callbacks.fid`."""
     image_sizes: Mapping[str, int]
     """Side of the images, by dataset; the paper has no others."""
     masks: Literal["decoded", "attention", "not said"]

@@ -6,16 +6,18 @@ SRI's authors show such videos of their scene variable; neither paper nor code s
 from collections.abc import Iterable, Iterator, Sequence
 from math import pi
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lightning_genesis.figures.drawing import colour_masks, tile
-from lightning_genesis.models import SceneModel
 from lightning_genesis.scene import IndexedNoise, Scene
 from lightning_genesis.storage.files import replacing
+
+if TYPE_CHECKING:
+    from lightning_genesis.models import SceneModel
 
 FRAMES_PER_SECOND = 6
 """Of SRI's released videos."""
@@ -56,7 +58,7 @@ class WalkNoise:
 
 @torch.no_grad()
 def random_walk(
-    model: SceneModel,
+    model: "SceneModel",
     num_frames: int,
     *,
     seed: int = 0,

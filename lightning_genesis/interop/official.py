@@ -1,6 +1,5 @@
 """Models and checkpoints of ours out of the authors' checkpoints."""
 
-import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pytorch_lightning.__version__ import version as lightning_version
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_genesis.classes import constructor_parameters
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.interop import options as known
 from lightning_genesis.interop.emorl import GECO_STATE
@@ -62,7 +62,7 @@ class OfficialModel:
         Raises:
             ConfigurationError: if our class has no such option, or not this value of it.
         """
-        names = inspect.signature(self.kind).parameters
+        names = constructor_parameters(self.kind)
         for name in options:
             if name not in names:
                 close = get_close_matches(name, names, n=1)

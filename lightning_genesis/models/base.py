@@ -12,55 +12,63 @@ from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import MetricCollection
 
 from lightning_genesis.callbacks.finite_gate import FiniteGate
 from lightning_genesis.callbacks.geco import GECOCallback
 from lightning_genesis.errors import CheckpointError, ConfigurationError
-from lightning_genesis.metrics import (
-    PerImageMean,
-    bits_per_dimension,
-    mean_squared_error,
-    segmentation_metrics,
-)
+from lightning_genesis.metrics import Convention, bits_per_dimension, mean_squared_error
 from lightning_genesis.metrics.slot_count import slot_count_error
-from lightning_genesis.metrics.used import used_on_any_rank
+from lightning_genesis.models.contract import (
+    check_class,
+    check_per_image,
+    check_plain,
+    check_scene,
+    check_terms,
+    constructor_arguments,
+)
+from lightning_genesis.models.restore import restore_model
+from lightning_genesis.models.scores import Scores
 from lightning_genesis.objectives import GECO, Objective
 from lightning_genesis.objectives.base import objective_from_plain
-from lightning_genesis.scene import IndexedNoise, MaskKind, Noise, Scene, Terms
+from lightning_genesis.optimization.optimizers import check_learning_rate, effective_options, make_optimizer
+from lightning_genesis.optimization.schedules import ScheduleName, make_schedule
+from lightning_genesis.scene import IndexedNoise, Noise, Scene, Terms
 from lightning_genesis.storage.random_state import random_states, set_random_state
 
-FUSED_OPTIMIZERS = ("Adam", "AdamW", "SGD")
-"""Optimisers whose fused form skips a step on a flag that stays on the device."""
-OPTIMIZERS = (*FUSED_OPTIMIZERS, "RMSprop")
-"""Optimisers of which `FiniteGate` can hold back a step: RMSprop, as configured here, has no momentum."""
 EVALUATION_SEED = 0
 """Seed of the noise in validation, test and predict; the image's index does the rest."""
-IMAGE_MEANS = (
-    *("elbo", "bits_per_dim", "nll", "kl", "mse", "num_active", "num_active_mae"),
-    *("importance_bound", "importance_bits_per_dim"),
-)
-"""What is averaged over the images of an evaluation, besides the scores of the segmentation."""
 
 
 class SceneModel(pl.LightningModule):
     """Base of every model. A model gives its mathematics; the steps below are the only ones there are.
 
     A subclass has `branches`, the network, `forward`, `loss_terms`, `elbo` and, where they make sense,
-    `log_weight`, `encode`, `decode`, `prior` and `sample`. Its constructor has at least the arguments below
-    and starts with `super().__init__(locals())`; what it was called with are its hyperparameters, as plain
-    data, so that a checkpoint loads without running any code of its own.
+    `log_weight`, `encode`, `decode`, `prior` and `sample`. Its constructor lists its architecture and hands
+    the rest on, the arguments below: `def __init__(self, num_slots, image_size, ..., **common)`, then
+    `super().__init__(num_slots=num_slots, image_size=image_size, **common)`. What it was called with are its
+    hyperparameters, as plain data, so that a checkpoint loads without running any code of its own.
 
     Args:
-        arguments: the subclass's constructor arguments by name, among them
-            `num_slots`: number of slots K;
-            `image_size`: side of the images;
-            `objective`: balances the terms; GECO with the published settings if None;
-            `learning_rate`: of the optimiser;
-            `optimizer`: its name in `torch.optim`;
-            `num_background`: ids below this are background in the ground-truth segmentation;
-            `metric_convention`: edge cases of the segmentation scores, a name in `metrics.CONVENTIONS`;
-            `compile`: mode of `torch.compile` for the network ("default", "reduce-overhead", ...), or None.
+        num_slots: number of slots K; comes from the data.
+        image_size: side of the images; comes from the data.
+        objective: balances the terms; what `default_objective` gives if None.
+        learning_rate: of the optimiser.
+        optimizer: Adam, AdamW, SGD or RMSprop, as in `torch.optim`.
+        optimizer_options: its own options by name: betas, eps, weight_decay, amsgrad (Adam, AdamW); momentum,
+            dampening, weight_decay, nesterov (SGD); alpha, eps, centered (RMSprop). torch's own where not
+            given, which includes a weight_decay of 0.01 for AdamW.
+        schedule: of the learning rate after the warm-up: "exponential" (`decay_rate` per `decay_steps`),
+            "step" (the same in stairs) or "cosine" (over `decay_steps` down to `final_factor`).
+        warmup_steps: optimiser steps in which the learning rate rises from 0.
+        decay_rate: factor on the learning rate per `decay_steps`.
+        decay_steps: optimiser steps, see `schedule`; 0 for no decay.
+        final_factor: share of the learning rate that "cosine" ends with.
+        num_background: ids below this are background in the ground-truth segmentation; comes from the data.
+        metric_convention: edge cases of the segmentation scores, a name in `metrics.CONVENTIONS`.
+        compile: mode of `torch.compile` for the network ("default", "reduce-overhead", ...), or None.
+
+    Raises:
+        ConfigurationError: if an option does not fit, or the subclass lacks what every model has.
     """
 
     branches: tuple[str, ...] = ()
@@ -70,24 +78,43 @@ class SceneModel(pl.LightningModule):
     """Size S of the scene variable; `sample` of a model that has one takes `scene_latent` `[B, S]`."""
     network: nn.Module
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    decay_in_warmup = False
+    """Whether the decay of the learning rate runs from step 0, not from the end of the warm-up."""
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        image_size: int,
+        objective: Objective | None = None,
+        learning_rate: float = 1e-4,
+        optimizer: str = "Adam",
+        optimizer_options: dict[str, Any] | None = None,
+        schedule: ScheduleName = "exponential",
+        warmup_steps: int = 0,
+        decay_rate: float = 0.5,
+        decay_steps: int = 0,
+        final_factor: float = 0.0,
+        num_background: int = 1,
+        metric_convention: Convention = "genesis",
+        compile: str | None = None,
+    ) -> None:
         super().__init__()
-        arguments = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-        objective = arguments["objective"]
+        arguments = constructor_arguments(self)
+        check_class(self, self.branches)
+        check_learning_rate(learning_rate)
+        optimizer_options = effective_options(optimizer, optimizer_options)
+        make_schedule(schedule, warmup_steps, decay_rate, decay_steps, final_factor)
         if isinstance(objective, Mapping):
             objective = objective_from_plain(objective)
-        self.objective: Objective = GECO() if objective is None else objective
+        self.objective: Objective = self.default_objective() if objective is None else objective
         self.objective.bind(self.branches)
-        self.save_hyperparameters({**arguments, "objective": self.objective.plain()}, logger=False)
-        self.num_slots: int = arguments["num_slots"]
-        self.image_size: int = arguments["image_size"]
-        self.learning_rate: float = arguments["learning_rate"]
-        self.optimizer_name: str = arguments["optimizer"]
-        self.compile_mode: str | None = arguments["compile"]
-        if self.optimizer_name not in OPTIMIZERS:
-            raise ConfigurationError(
-                f"optimizer={self.optimizer_name!r} is unknown: use one of {', '.join(OPTIMIZERS)}"
-            )
+        arguments |= {"objective": self.objective.plain(), "optimizer_options": optimizer_options}
+        check_plain(arguments, type(self).__name__)
+        self.save_hyperparameters(arguments, logger=False)
+        self.num_slots, self.image_size = num_slots, image_size
+        self.learning_rate, self.optimizer_name = learning_rate, optimizer
+        self.compile_mode = compile
         self._resumed_random_states: list[dict[str, Any]] = []
         self.finite: Tensor | None = None
         """Whether everything about the step is finite; `FiniteGate` sets it, `GECOCallback` asks."""
@@ -99,19 +126,13 @@ class SceneModel(pl.LightningModule):
         """A signal has asked this rank to stop; all ranks know of it. See `StopOnSignal`."""
         self.importance_samples = 0
         """Samples of the importance-weighted bound that `test` adds; 0 for none."""
-        self.segmentation_scores = nn.ModuleDict()
-        self.image_means = nn.ModuleDict()
-        for stage in ("val", "test"):
-            scores = segmentation_metrics(
-                self.num_slots, arguments["num_background"], arguments["metric_convention"]
-            )
-            self.segmentation_scores[f"{stage}_decoded"] = scores.clone(prefix=f"{stage}/")
-            self.segmentation_scores[f"{stage}_attention"] = scores.clone(
-                prefix=f"{stage}/", postfix="_attention"
-            )
-            self.image_means[stage] = nn.ModuleDict(
-                {name: PerImageMean() for name in (*IMAGE_MEANS, *self.own_scores)}
-            )
+        self.scores = nn.ModuleDict(
+            {
+                stage: Scores(stage, num_slots, num_background, metric_convention, self.own_scores)
+                for stage in ("val", "test")
+            }
+        )
+        self._contract_kept = False
         # β is the same on all ranks already, and must not change between a forward and its backward.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, [f"objective.{name}" for name, _ in self.objective.named_buffers()]
@@ -119,17 +140,27 @@ class SceneModel(pl.LightningModule):
 
     # ---------------------------------------------------------------- what a model gives
 
+    @classmethod
+    def is_abstract(cls) -> bool:
+        """Whether a class has no `forward` of its own and stands for the models below it."""
+        return cls.forward is SceneModel.forward
+
+    @staticmethod
+    def default_objective() -> Objective:
+        """What balances the terms if nothing else is asked for: GECO with the published settings."""
+        return GECO()
+
     def forward(self, images: Tensor, noise: Noise | None = None) -> Scene:
         """Infers and decodes the slots of `images` `[B, 3, H, W]` in [0, 1]."""
-        raise NotImplementedError
+        raise ConfigurationError(f"{type(self).__name__} has no forward(images, noise=None) -> Scene")
 
     def loss_terms(self, scene: Scene, images: Tensor) -> dict[str, Terms]:
         """The terms of every branch, in the order of `branches`, nats per image."""
-        raise NotImplementedError
+        raise ConfigurationError(f"{type(self).__name__} has no loss_terms(scene, images) -> dict of Terms")
 
     def elbo(self, scene: Scene, images: Tensor) -> Tensor | None:
-        """Evidence lower bound, nats per image `[B]`; None for a model without a likelihood."""
-        raise NotImplementedError
+        """Evidence lower bound, nats per image `[B]`; None, as here, for a model without a likelihood."""
+        return None
 
     def score_own(self, scene: Scene, images: Tensor) -> dict[str, Tensor]:
         """What only this model has to say of an evaluation, by the names of `own_scores`, each `[B]`."""
@@ -202,12 +233,20 @@ class SceneModel(pl.LightningModule):
         images = batch["image"]
         scene = self(images)
         terms = self.loss_terms(scene, images)
+        self._check_contract(scene, terms, images)
         loss = self.objective(terms, num_dimensions=images[0].numel())
         self._watch(terms)
         # Only when it will be written: every logged value costs a kernel or two.
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_training(scene, terms, loss, images)
         return loss
+
+    def _check_contract(self, scene: Scene, terms: dict[str, Terms], images: Tensor) -> None:
+        """Looks once at the shapes of what the model gives; a model of one's own may have forgotten some."""
+        if not self._contract_kept:
+            check_scene(scene, images, self)
+            check_terms(terms, self.branches, images, self)
+            self._contract_kept = True
 
     @torch.no_grad()
     def _watch(self, terms: dict[str, Terms]) -> None:
@@ -261,9 +300,11 @@ class SceneModel(pl.LightningModule):
         images = batch["image"]
         scene = self.predict_step(batch, 0)
         terms = self.loss_terms(scene, images)
+        self._check_contract(scene, terms, images)
         elbo = self.elbo(scene, images)
         values = {"mse": mean_squared_error(scene.reconstruction, images), **self.score_own(scene, images)}
         if elbo is not None:
+            check_per_image("elbo", elbo, images, self)
             values["elbo"] = elbo
             values["bits_per_dim"] = bits_per_dimension(elbo, images[0].numel())
             reported = terms[self.branches[-1]]
@@ -281,17 +322,9 @@ class SceneModel(pl.LightningModule):
             values["num_active_mae"] = slot_count_error(num_active, batch["segmentation"], background)
         if num_active is not None:
             values["num_active"] = num_active
-        for name, value in values.items():
-            cast(PerImageMean, cast(nn.ModuleDict, self.image_means[stage])[name]).update(value)
-        outputs = {"scene": scene, "values": values}
-        if not segmented:
-            return outputs
-        kinds: tuple[MaskKind, ...] = ("decoded", "attention")
-        kinds = kinds if scene.attention_log_masks is not None else kinds[:1]
-        for kind in kinds:
-            scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
-            scores.update(scene.segmentation(kind), batch["segmentation"])
-        return outputs
+        segmentation = batch["segmentation"] if segmented else None
+        cast(Scores, self.scores[stage]).update(values, scene, segmentation)
+        return {"scene": scene, "values": values}
 
     def on_validation_start(self) -> None:
         """Sends the buffers of rank 0, such as running means, to all ranks.
@@ -313,26 +346,21 @@ class SceneModel(pl.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        """Logs every metric that any rank has updated."""
-        means = cast(nn.ModuleDict, self.image_means[stage])
-        metrics: dict[str, Any] = {f"{stage}/{name}": metric for name, metric in means.items()}
-        for kind in ("decoded", "attention"):
-            scores = cast(MetricCollection, self.segmentation_scores[f"{stage}_{kind}"])
-            metrics.update(scores.items(keep_base=False, copy_state=False))
-        for name in used_on_any_rank(metrics, self.device):
-            self.log(name, metrics[name])
+        for name, metric in cast(Scores, self.scores[stage]).used(self.device).items():
+            self.log(name, metric)
 
     # ---------------------------------------------------------------- optimisation
 
     def learning_rate_schedule(self) -> Callable[[int], float] | None:
         """Factor on the learning rate at every optimiser step, from 0; None keeps it constant."""
-        return None
+        names = ("schedule", "warmup_steps", "decay_rate", "decay_steps", "final_factor")
+        values = {name: self.hparams[name] for name in names}
+        return make_schedule(**values, decay_in_warmup=self.decay_in_warmup)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over all parameters, fused where it can skip a step on the device."""
-        options = {"fused": True} if self.optimizer_name in FUSED_OPTIMIZERS else {}
-        kind = getattr(torch.optim, self.optimizer_name)
-        optimizer: torch.optim.Optimizer = kind(self.parameters(), lr=self.learning_rate, **options)
+        options = self.hparams["optimizer_options"]
+        optimizer = make_optimizer(self.optimizer_name, self.parameters(), self.learning_rate, options)
         schedule = self.learning_rate_schedule()
         if schedule is None:
             return optimizer
@@ -389,10 +417,8 @@ class SceneModel(pl.LightningModule):
         Raises:
             CheckpointError: if the file is not there, damaged, holds another model, or does not fit.
         """
-        from lightning_genesis.runs.run import restore_model
-
         model = restore_model(checkpoint_path, cls, overrides)
-        return cast(Self, model if map_location is None else model.to(map_location))
+        return model if map_location is None else model.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the name of the model and every rank's random generators, as plain data."""

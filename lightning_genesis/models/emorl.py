@@ -4,7 +4,6 @@ Emami, He, Ranka, Rangarajan: "Efficient Iterative Amortized Inference for Learn
 Multi-Object Representations", ICML 2021.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -20,18 +19,15 @@ from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.initial_values import small_xavier
 from lightning_genesis.layers.slot_attention import PixelEncoder, attend
 from lightning_genesis.layers.slot_decoder import DecoderName, SlotDecoder
-from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.objectives import (
     Likelihood,
-    Objective,
     SoftplusGECO,
     check_likelihood,
     gaussian_kl,
     sampled_gaussian_kl,
     scene_nll,
 )
-from lightning_genesis.optimization.schedules import check_decay, warmup_and_decay
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
 
@@ -393,21 +389,17 @@ class EfficientMORL(SceneModel):
         likelihood: "mixture", or "gaussian" around the reconstruction.
         std: standard deviation σ of the likelihood.
         normalized_likelihood: train with the density's `log √2π`; the ELBO always has it.
+        learning_rate: of the optimiser, after the warm-up.
         warmup_steps: optimiser steps in which the learning rate rises from 0.
-        decay_rate: factor on the learning rate per `decay_steps`, from the end of the warm-up on.
-        decay_steps: that many optimiser steps, continuously; 0 for no decay.
-        objective: see `SceneModel`; `SoftplusGECO` if None.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`.
+        decay_steps: optimiser steps in which it halves, continuously, after the warm-up; 0 for no decay.
+        common: the arguments of every model, of `SceneModel`.
 
     Raises:
         ConfigurationError: if a size or option does not fit the architecture.
     """
 
     branches = ("emorl",)
+    default_objective = staticmethod(SoftplusGECO)
     network: EMORLNetwork
 
     def __init__(
@@ -429,20 +421,20 @@ class EfficientMORL(SceneModel):
         std: float = 0.1,
         normalized_likelihood: bool = False,
         warmup_steps: int = 10_000,
-        decay_rate: float = 0.5,
         decay_steps: int = 100_000,
-        objective: Objective | None = None,
         learning_rate: float = 4e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
-        compile: str | None = None,
+        **common: Any,
     ) -> None:
         _check_options(locals())
         check_likelihood(likelihood, std)
-        if objective is None:
-            objective = SoftplusGECO()
-        super().__init__(locals())
+        super().__init__(
+            num_slots=num_slots,
+            image_size=image_size,
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
+            decay_steps=decay_steps,
+            **common,
+        )
         self.network = EMORLNetwork(
             image_size,
             latent_dim,
@@ -460,7 +452,6 @@ class EfficientMORL(SceneModel):
         self.latent_dim, self.likelihood, self.std = latent_dim, likelihood, std
         self.num_refinements, self.final_refinements = num_refinements, final_refinements
         self.curriculum_steps = curriculum_steps
-        self.warmup_steps, self.decay_rate, self.decay_steps = warmup_steps, decay_rate, decay_steps
 
     @property
     def current_refinements(self) -> int:
@@ -615,10 +606,6 @@ class EfficientMORL(SceneModel):
                 functorch_config.donated_buffer = False
                 part.compile(mode=self.compile_mode)
 
-    def learning_rate_schedule(self) -> Callable[[int], float]:
-        """Warm-up, then exponential decay."""
-        return warmup_and_decay(self.warmup_steps, self.decay_rate, self.decay_steps, decay_in_warmup=False)
-
 
 def _detached(inference: Any) -> Any:
     """The same without a graph."""
@@ -639,8 +626,6 @@ def _check_options(options: dict[str, object]) -> None:
         "final_refinements": 0,
         "curriculum_steps": 0,
         "refinement_batch_size": 1,
-        "warmup_steps": 0,
-        "decay_steps": 0,
     }
     for name, minimum in least.items():
         value = options[name]
@@ -649,4 +634,3 @@ def _check_options(options: dict[str, object]) -> None:
     for name, known in {"decoder": ("iodine", "small", "big"), "prior": PRIORS}.items():
         if options[name] not in known:
             raise ConfigurationError(f"{name}={options[name]!r} is unknown: use one of {', '.join(known)}")
-    check_decay(options["decay_rate"])

@@ -1,6 +1,7 @@
 """Slot Attention whose slots are Gaussian: the encoder of SRI-SA* (SRI, Section 5.2), unpublished as code."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +9,10 @@ from torch import Tensor, nn
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.slot_attention import ENCODER_STRIDES, PixelEncoder, SlotAttentionModule
-from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.genesis_v2 import Activation, GenesisV2Decoder, Posterior, check_architecture
 from lightning_genesis.objectives import (
     Likelihood,
-    Objective,
     check_likelihood,
     sampled_gaussian_kl,
     scene_nll,
@@ -101,12 +100,7 @@ class GaussianSlotAttention(SceneModel):
         likelihood: see `GenesisV2`.
         std: see `GenesisV2`.
         normalized_likelihood: see `GenesisV2`.
-        objective: see `SceneModel`.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`.
+        common: the arguments of every model, of `SceneModel`.
 
     Raises:
         ConfigurationError: if a size or option does not fit the architecture.
@@ -130,12 +124,7 @@ class GaussianSlotAttention(SceneModel):
         likelihood: Likelihood = "mixture",
         std: float = 0.7,
         normalized_likelihood: bool = True,
-        objective: Objective | None = None,
-        learning_rate: float = 1e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
-        compile: str | None = None,
+        **common: Any,
     ) -> None:
         check_architecture(num_slots, image_size, latent_dim, feature_dim, decoder_stages)
         check_likelihood(likelihood, std)
@@ -144,7 +133,7 @@ class GaussianSlotAttention(SceneModel):
             raise ConfigurationError(f"encoder_stages={encoder_stages!r} is unknown: use one of {known}")
         if num_iterations < 1:
             raise ConfigurationError(f"num_iterations={num_iterations} is too small: use at least 1")
-        super().__init__(locals())
+        super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = GaussianSlotAttentionNetwork(
             num_slots,
             image_size,

@@ -4,7 +4,7 @@ Engelcke, Kosiorek, Parker Jones, Posner: "GENESIS: Generative Scene Inference a
 Object-Centric Latent Representations", ICLR 2020.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,8 @@ from lightning_genesis.layers import (
 )
 from lightning_genesis.layers.autoregressive_prior import prior_parameters
 from lightning_genesis.layers.gated_conv import posterior_scale
-from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.objectives import Objective, gaussian_kl, mixture_nll, sampled_gaussian_kl
+from lightning_genesis.objectives import gaussian_kl, mixture_nll, sampled_gaussian_kl
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
 
@@ -194,12 +193,7 @@ class Genesis(SceneModel):
         analytic_kl: closed form of each KL instead of one sample's estimate.
         released_sampler: sample mask latents without `tanh` on the mean of their prior, as the released code
             does, by which the released checkpoints' FIDs were computed.
-        objective: see `SceneModel`.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`; the priors, whose LSTM cannot be compiled, stay outside.
+        common: the arguments of every model, of `SceneModel`; `compile` leaves out the priors (their LSTM).
 
     Raises:
         ConfigurationError: if a size or option does not fit the architecture.
@@ -224,16 +218,11 @@ class Genesis(SceneModel):
         std: float = 0.7,
         analytic_kl: bool = False,
         released_sampler: bool = False,
-        objective: Objective | None = None,
-        learning_rate: float = 1e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
-        compile: str | None = None,
+        **common: Any,
     ) -> None:
         _check_options(num_slots, mask_dim, component_dim, feature_dim, two_stage, symmetric_components, std)
         _check_names(norm, component_activation)
-        super().__init__(locals())
+        super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = GenesisNetwork(
             num_slots,
             image_size,

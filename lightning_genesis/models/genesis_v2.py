@@ -5,7 +5,7 @@ Refinement", NeurIPS 2021.
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,9 @@ from lightning_genesis.layers import AutoregressivePrior, InstanceColouringSBP, 
 from lightning_genesis.layers.broadcast import coordinate_grid
 from lightning_genesis.layers.ic_sbp import Colouring, KernelName
 from lightning_genesis.layers.unet import num_unet_blocks
-from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.objectives import (
     Likelihood,
-    Objective,
     check_likelihood,
     gaussian_kl,
     mask_kl,
@@ -232,12 +230,7 @@ class GenesisV2(SceneModel):
         decoder_norm: normalise the decoder's stages; see `TransposedConvDecoder`.
         component_activation: "sigmoid", or "linear" for components that may leave [0, 1]. Not in the paper;
             the small model of the quickstart learned nothing with a sigmoid (docs/results.md).
-        objective: see `SceneModel`.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`.
+        common: the arguments of every model, of `SceneModel`.
 
     Raises:
         ConfigurationError: if a size or option does not fit the architecture.
@@ -268,17 +261,12 @@ class GenesisV2(SceneModel):
         decoder_stages: int = 4,
         decoder_norm: bool = True,
         component_activation: Activation = "sigmoid",
-        objective: Objective | None = None,
-        learning_rate: float = 1e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
-        compile: str | None = None,
+        **common: Any,
     ) -> None:
         num_unet_blocks(image_size)
         check_architecture(num_slots, image_size, latent_dim, feature_dim, decoder_stages)
         check_likelihood(likelihood, std)
-        super().__init__(locals())
+        super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = GenesisV2Network(
             num_slots,
             image_size,

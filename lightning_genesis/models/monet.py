@@ -4,7 +4,7 @@ Burgess et al.: "MONet: Unsupervised Scene Decomposition and Representation", ar
 MONet-G, the same model trained with GECO (Engelcke et al., "GENESIS-V2", NeurIPS 2021).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,8 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers import ComponentVAE, UNet
 from lightning_genesis.layers.stick_breaking import break_off, stick_breaking
 from lightning_genesis.layers.unet import num_unet_blocks
-from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.objectives import (
-    Objective,
     gaussian_kl,
     mask_kl,
     mixture_nll,
@@ -132,12 +130,7 @@ class MONet(SceneModel):
         component_activation: "sigmoid", or "linear" for components that may leave [0, 1].
         feature_dim: channels of the outer convolutions, the inner ones have twice as many; 32 in the paper,
             the quickstart has fewer.
-        objective: see `SceneModel`.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`.
+        common: the arguments of every model, of `SceneModel`.
 
     Raises:
         ConfigurationError: if a size or option does not fit the architecture.
@@ -158,17 +151,12 @@ class MONet(SceneModel):
         analytic_kl: bool = False,
         component_activation: Activation = "sigmoid",
         feature_dim: int = 32,
-        objective: Objective | None = None,
-        learning_rate: float = 1e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
-        compile: str | None = None,
+        **common: Any,
     ) -> None:
         _check_options(
             num_slots, feature_dim, image_size, std, background_std, mask_prior, component_activation
         )
-        super().__init__(locals())
+        super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = MONetNetwork(
             num_slots, image_size, latent_dim, mask_prior, component_activation, feature_dim
         )

@@ -5,9 +5,8 @@ Learning with Slot Attention", NeurIPS 2020. The object discovery model: an auto
 scenes.
 """
 
-from collections.abc import Callable
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,8 @@ from lightning_genesis.layers.slot_attention import (
     SlotAttentionModule,
 )
 from lightning_genesis.layers.slot_decoder import SlotDecoder
-from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.objectives import FixedBeta, Objective
-from lightning_genesis.optimization.schedules import check_decay, warmup_and_decay
+from lightning_genesis.objectives import FixedBeta
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
 
@@ -150,21 +147,17 @@ class SlotAttention(SceneModel):
         decoder_stages: times the big decoder doubles its grid of side `image_size / 2 ** decoder_stages`;
             from 8x8 in the paper.
         implementation: "official", or "emorl".
+        learning_rate: of the optimiser, after the warm-up.
         warmup_steps: optimiser steps in which the learning rate rises from 0.
-        decay_rate: factor on the learning rate per `decay_steps`.
-        decay_steps: that many optimiser steps, continuously; 0 for no decay.
-        objective: see `SceneModel`; `FixedBeta` if None, as there is no divergence to balance.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`.
+        decay_steps: optimiser steps in which it halves, continuously, from step 0 on; 0 for no decay.
+        common: the arguments of every model, of `SceneModel`.
 
     Raises:
         ConfigurationError: if a size or option does not fit the architecture.
     """
 
     branches = ("slot_attention",)
+    default_objective = staticmethod(FixedBeta)
     network: SlotAttentionNetwork
 
     def __init__(
@@ -181,19 +174,20 @@ class SlotAttention(SceneModel):
         decoder_stages: int = 4,
         implementation: Implementation = "official",
         warmup_steps: int = 10_000,
-        decay_rate: float = 0.5,
         decay_steps: int = 100_000,
-        objective: Objective | None = None,
         learning_rate: float = 4e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
-        compile: str | None = None,
+        **common: Any,
     ) -> None:
         _check_options(locals())
-        if objective is None:
-            objective = FixedBeta()
-        super().__init__(locals())
+        self.decay_in_warmup = implementation == "official"
+        super().__init__(
+            num_slots=num_slots,
+            image_size=image_size,
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
+            decay_steps=decay_steps,
+            **common,
+        )
         self.network = SlotAttentionNetwork(
             image_size,
             slot_dim,
@@ -206,7 +200,6 @@ class SlotAttention(SceneModel):
             implementation,
         )
         self.num_iterations, self.implementation = num_iterations, implementation
-        self.warmup_steps, self.decay_rate, self.decay_steps = warmup_steps, decay_rate, decay_steps
 
     def forward(
         self,
@@ -264,11 +257,6 @@ class SlotAttention(SceneModel):
         """There is no likelihood and no bound."""
         return None
 
-    def learning_rate_schedule(self) -> Callable[[int], float]:
-        """Warm-up and exponential decay; in the published code the decay runs from step 0."""
-        official = self.implementation == "official"
-        return warmup_and_decay(self.warmup_steps, self.decay_rate, self.decay_steps, official)
-
 
 def _check_options(options: dict[str, object]) -> None:
     """Refuses what does not fit; `options` are the constructor's arguments by name."""
@@ -281,8 +269,6 @@ def _check_options(options: dict[str, object]) -> None:
         "num_iterations": 1,
         "decoder_dim": 1,
         "decoder_stages": 0,
-        "warmup_steps": 0,
-        "decay_steps": 0,
     }
     for name, minimum in least.items():
         value = options[name]
@@ -298,4 +284,3 @@ def _check_options(options: dict[str, object]) -> None:
             raise ConfigurationError(
                 f"{name}={options[name]!r} is unknown: use one of {', '.join(map(str, known))}"
             )
-    check_decay(options["decay_rate"])

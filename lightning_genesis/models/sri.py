@@ -3,7 +3,6 @@
 Emami, He, Ranka, Rangarajan: "Towards Improving the Generation Quality of Autoregressive Slot VAEs", 2024.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, Protocol, cast
@@ -11,11 +10,12 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_genesis.classes import constructor_parameters
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.matching import reorder, slot_order
 from lightning_genesis.layers.scene_encoder import SCENE_STATISTICS, SetEncoder, scene_to_sample
 from lightning_genesis.layers.slot_sequence import CorrelatedScale, ScenePrior
-from lightning_genesis.metrics import Convention, bits_per_dimension
+from lightning_genesis.metrics import bits_per_dimension
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.emorl import EfficientMORL
 from lightning_genesis.models.gaussian_slot_attention import GaussianSlotAttention
@@ -29,7 +29,6 @@ from lightning_genesis.objectives import (
     sampled_gaussian_kl,
     scene_nll,
 )
-from lightning_genesis.optimization.schedules import check_decay, warmup_and_decay
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
 
@@ -40,10 +39,8 @@ ENCODERS: dict[str, Callable[..., SceneModel]] = {
     "emorl": EfficientMORL,
 }
 """Models that can take an image apart for SRI; each is a `SegregationModel`."""
-OWN = ("objective", "learning_rate", "optimizer", "num_background", "metric_convention")
-"""Options of every model that only the whole one has."""
-SCHEDULE = ("warmup_steps", "decay_rate", "decay_steps")
-"""Those of SRI and EfficientMORL that only the whole model has."""
+COMMON = tuple(constructor_parameters(SceneModel))
+"""Options of every model; the whole one's count."""
 STATISTICS = ("mean", "scale", "sample")
 
 
@@ -140,15 +137,9 @@ class SRI(SceneModel):
         likelihood: "mixture" (Equation 4, SRI-MoG) or "gaussian" (Equation 3, SRI-G).
         std: standard deviation σ of the likelihood.
         normalized_likelihood: train with the density's `log √2π`; the ELBO always has it.
-        warmup_steps: optimiser steps in which the learning rate rises from 0 (SRI-EMORL).
-        decay_rate: factor on the learning rate per `decay_steps` after that.
-        decay_steps: that many optimiser steps, continuously; 0 for no decay.
-        objective: see `SceneModel`; GECO with SRI's step of 1e-6 if None.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`; the LSTMs, which cannot be compiled, stay outside.
+        compile: mode of `torch.compile` for encoder, scene encoder and decoder; the LSTMs, which cannot be
+            compiled, stay outside.
+        common: the other arguments of every model, of `SceneModel`.
 
     Raises:
         ConfigurationError: if an option is unknown, or does not fit the others.
@@ -174,20 +165,10 @@ class SRI(SceneModel):
         likelihood: Likelihood = "mixture",
         std: float = 0.7,
         normalized_likelihood: bool = True,
-        warmup_steps: int = 0,
-        decay_rate: float = 0.5,
-        decay_steps: int = 0,
-        objective: Objective | None = None,
-        learning_rate: float = 1e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
         compile: str | None = None,
+        **common: Any,
     ) -> None:
-        if objective is None:
-            objective = GECO(step_size=1e-6)
-        arguments = dict(locals())
-        _check_options(arguments)
+        _check_options(locals())
         shared = {
             "likelihood": likelihood,
             "std": std,
@@ -198,7 +179,7 @@ class SRI(SceneModel):
         segregation = _build_segregation(encoder, num_slots, image_size, encoder_options or {}, shared)
         before = _segregation_branches(segregation.branches) if segregation_loss else ()
         self.branches = (*before, "sri")  # the base class binds the objective to them
-        super().__init__(arguments)
+        super().__init__(num_slots=num_slots, image_size=image_size, compile=compile, **common)
         self.segregation = segregation
         self.latent_dim = latent_dim = segregation.latent_dim
         self.scene_encoder = (
@@ -212,7 +193,11 @@ class SRI(SceneModel):
         self.scene_dim, self.order, self.cross_order_kl = scene_dim, order, cross_order_kl
         self.segregation_loss = segregation_loss
         self.likelihood, self.std, self.normalized_likelihood = likelihood, std, normalized_likelihood
-        self.warmup_steps, self.decay_rate, self.decay_steps = warmup_steps, decay_rate, decay_steps
+
+    @staticmethod
+    def default_objective() -> Objective:
+        """GECO with SRI's step (A.4.2)."""
+        return GECO(step_size=1e-6)
 
     # ---------------------------------------------------------------- inference
 
@@ -398,12 +383,6 @@ class SRI(SceneModel):
 
     # ---------------------------------------------------------------- training
 
-    def learning_rate_schedule(self) -> Callable[[int], float] | None:
-        """Warm-up and exponential decay, where they are asked for."""
-        if not self.warmup_steps and not self.decay_steps:
-            return None
-        return warmup_and_decay(self.warmup_steps, self.decay_rate, self.decay_steps, False)
-
     def configure_model(self) -> None:
         """Compiles the encoder, the scene encoder and the decoder."""
         self.segregation.configure_model()
@@ -441,8 +420,8 @@ def _build_segregation(
 ) -> Any:
     """The encoder as a part of SRI: without an objective and metrics."""
     kind = ENCODERS[encoder]
-    known = inspect.signature(kind).parameters
-    fixed = ("num_slots", "image_size", "compile", "autoregressive_prior", *OWN, *SCHEDULE)
+    known = constructor_parameters(cast(type, kind))
+    fixed = (*COMMON, "autoregressive_prior")
     for name in options:
         if name in fixed:
             raise ConfigurationError(
@@ -456,7 +435,7 @@ def _build_segregation(
         raise ConfigurationError("encoder_options.flexible_slots=True: SRI orders a fixed number of slots")
     given = {name: value for name, value in shared.items() if name in known}
     segregation = kind(num_slots=num_slots, image_size=image_size, **{**given, **options})
-    for part in ("objective", "segmentation_scores", "image_means"):
+    for part in ("objective", "scores"):
         delattr(segregation, part)
     return segregation
 
@@ -474,8 +453,4 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "segregation_loss=False leaves the encoder's decoder untrained: use shared_decoder=True with it"
         )
-    for name in ("warmup_steps", "decay_steps"):
-        if options[name] < 0:
-            raise ConfigurationError(f"{name}={options[name]} is too small: use at least 0")
-    check_decay(options["decay_rate"])
     check_likelihood(options["likelihood"], options["std"])

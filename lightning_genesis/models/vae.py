@@ -1,6 +1,6 @@
 """The VAEs that GENESIS is compared with: one latent for the whole image (GENESIS, Appendix B.3)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers import BroadcastDecoder, GatedDecoder, GatedEncoder
 from lightning_genesis.layers.gated_conv import posterior_scale
-from lightning_genesis.metrics import Convention
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.objectives import Objective, gaussian_kl, gaussian_nll, sampled_gaussian_kl
+from lightning_genesis.objectives import gaussian_kl, gaussian_nll, sampled_gaussian_kl
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
 
@@ -96,12 +95,7 @@ class VAE(SceneModel):
         component_activation: "sigmoid", or "linear" for images that may leave [0, 1].
         std: standard deviation σ of the likelihood.
         analytic_kl: closed form of the KL instead of one sample's estimate.
-        objective: see `SceneModel`.
-        learning_rate: see `SceneModel`.
-        optimizer: see `SceneModel`.
-        num_background: see `SceneModel`.
-        metric_convention: see `SceneModel`.
-        compile: see `SceneModel`.
+        common: the arguments of every model, of `SceneModel`.
 
     Raises:
         ConfigurationError: if a size or option does not fit the architecture.
@@ -119,12 +113,7 @@ class VAE(SceneModel):
         component_activation: Activation = "sigmoid",
         std: float = 0.7,
         analytic_kl: bool = False,
-        objective: Objective | None = None,
-        learning_rate: float = 1e-4,
-        optimizer: str = "Adam",
-        num_background: int = 1,
-        metric_convention: Convention = "genesis",
-        compile: str | None = None,
+        **common: Any,
     ) -> None:
         if decoder not in ("broadcast", "deconv"):
             raise ConfigurationError(f"decoder={decoder!r} is unknown: use 'broadcast' or 'deconv'")
@@ -137,7 +126,7 @@ class VAE(SceneModel):
         if not std > 0.0:
             raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")
         # A checkpoint fits data of any number of slots.
-        super().__init__({**locals(), "num_slots": 1})
+        super().__init__(num_slots=1, image_size=image_size, **common)
         self.network = VAENetwork(image_size, decoder, latent_dim, component_activation)
         self.latent_dim, self.std, self.analytic_kl = latent_dim, std, analytic_kl
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.runs.results import FOLDER, Result, read_result
 from lightning_genesis.runs.wandb_file import read_rows
+from lightning_genesis.storage.yaml_file import read_mapping
 
 Curve = NDArray[np.float64]
 """Steps and values, `[N, 2]`, by step."""
@@ -92,11 +92,10 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        problems.append(f"{path}: not readable as YAML ({_one_line(error)}): left out")
+        return read_mapping(path, "a configuration")
+    except ConfigurationError as error:
+        problems.append(f"{_one_line(error)}: left out")
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _one_line(error: Exception) -> str:

@@ -20,7 +20,10 @@ from lightning_genesis.storage.files import replacing
 FORMAT = 1
 FOLDER = "metrics"
 """Folder of the results in that of a run."""
-TRAINING_ONLY = ("objective", "learning_rate", "optimizer", "warmup_steps", "decay_rate", "decay_steps")
+TRAINING_ONLY = (
+    *("objective", "learning_rate", "optimizer", "optimizer_options"),
+    *("schedule", "warmup_steps", "decay_rate", "decay_steps", "final_factor"),
+)
 """Model values that an evaluation does not depend on."""
 MAY_DIFFER = ("compile",)
 """Model values that change how a model runs, not what it is."""

@@ -14,7 +14,7 @@ from data_modules import MultiDSprites
 from lightning_genesis.cli import main
 from lightning_genesis.interop.official import OFFICIAL, import_official, load_official
 from lightning_genesis.models import Genesis, GenesisV2, MONet, SceneModel, SlotAttention
-from lightning_genesis.runs.run import load
+from lightning_genesis.runs.loading import load
 from lightning_genesis.storage.checkpoint import read_checkpoint
 from tests.interop.official_files import official_state, trained_optimizer, write_file
 from tests.models import v2_fixture

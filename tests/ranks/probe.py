@@ -86,7 +86,7 @@ class Probe(pl.Callback):
     def _on_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """How many images each metric has counted, here and on all ranks together."""
         stage = "test" if trainer.testing else "val"
-        metric: Any = pl_module.image_means[stage]["mse"]
+        metric: Any = pl_module.scores[stage].means["mse"]
         counts = {"here": int(metric.count)}
         with metric.sync_context():
             counts["everywhere"] = int(metric.count)

@@ -20,8 +20,8 @@ from lightning_genesis import models
 from lightning_genesis.cli import main
 from lightning_genesis.commands import sweep
 from lightning_genesis.commands.fit import LINKS
+from lightning_genesis.runs.loading import build_data
 from lightning_genesis.runs.loggers import make_wandb_logger
-from lightning_genesis.runs.run import build_data
 from tests.report.fake_runs import add_result, make_run
 from tests.test_cli import TINY
 

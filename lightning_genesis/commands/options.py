@@ -1,0 +1,160 @@
+"""The options of `fit`, `validate`, `test` and `predict`: defaults, the parser, classes that they name."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+from data_modules import SceneDataModule
+from lightning_genesis.classes import constructor_parameters, import_class
+from lightning_genesis.commands.messages import explain
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.models import SceneModel
+from lightning_genesis.models.contract import LINKED
+from lightning_genesis.storage.yaml_file import read_mapping
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_steps": 500_000,
+    "max_epochs": -1,
+    "val_check_interval": 5000,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 100,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+}
+
+
+@dataclass
+class RunOptions:
+    """Where a run writes.
+
+    Args:
+        name: of the run; by default the experiment's file name and the seed, with the run's id between them
+            in a sweep of W&B.
+        root: folder of all runs.
+        wandb: log to W&B as well.
+    """
+
+    name: str | None = None
+    root: str = "runs"
+    wandb: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.root) / (self.name or "unnamed")
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser with errors of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises what the command shows as one line.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        parser: Any = getattr(ex, "subcommand_parser", None) or self
+        for action in parser._actions:
+            if isinstance(action.choices, dict):
+                parser = next(iter(action.choices.values()))  # all subcommands take the same options
+                break
+        options = [option for action in parser._actions for option in action.option_strings]
+        raise ConfigurationError(explain(message, options)) from ex
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """A command line with its `--config` files before all options, which then count wherever they stand.
+
+    A run's `config.yaml` has every option: `test --ckpt_path best --config RUN/config.yaml` would otherwise
+    test untrained weights, without a word.
+    """
+    command, *rest = arguments
+    files: list[str] = []
+    others: list[str] = []
+    remaining = iter(rest)
+    for argument in remaining:
+        if argument in ("--config", "-c"):
+            files += [argument, *itertools.islice(remaining, 1)]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return [command, *files, *others]
+
+
+# ---------------------------------------------------------------- classes
+
+
+def check_classes(arguments: Sequence[str]) -> None:
+    """Imports the model and the data module that a command line names by their dotted paths.
+
+    The parser would answer a path that it cannot import with a tree of attempts. Short names are left to it.
+
+    Raises:
+        ConfigurationError: if a class cannot be imported, or is of another kind.
+    """
+    for option, value in _class_paths(arguments):
+        section = option.split(":")[-1].strip().lstrip("-").partition(".")[0]
+        base: type = SceneModel if section == "model" else SceneDataModule
+        import_class(value, base, option)
+
+
+def _class_paths(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Dotted paths of classes, with what names them: options, and the sections of `--config` files."""
+    for option, value in _values(arguments, ("--model", "--data", "--model.class_path", "--data.class_path")):
+        if _is_class_path(value):
+            yield option, value
+    for _, file in _values(arguments, ("--config", "-c")):
+        if not Path(file).is_file():
+            continue
+        for key, section in read_mapping(file).items():
+            if key in ("model", "data"):
+                yield from _class_paths_of_section(Path(file), key, section)
+
+
+def _class_paths_of_section(file: Path, key: str, section: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(section, str) and (nested := file.parent / section).is_file():
+        file, section = nested, read_mapping(nested)
+    named = section.get("class_path") if isinstance(section, Mapping) else section
+    if isinstance(named, str) and _is_class_path(named):
+        yield f"{file}: {key}.class_path" if isinstance(section, Mapping) else f"{file}: {key}", named
+
+
+def _values(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for option in options:
+        for argument in arguments:
+            if argument.startswith(f"{option}="):
+                yield option, argument.partition("=")[2]
+        yield from (pair for pair in pairwise(arguments) if pair[0] == option)
+
+
+def _is_class_path(value: str) -> bool:
+    return all(part.isidentifier() for part in value.split(".")) and "." in value
+
+
+def refuse_linked_values(model: Any) -> None:
+    """Refuses values of the model that come from the data, and a model that does not take these.
+
+    Args:
+        model: `class_path` and `init_args` as parsed.
+
+    Raises:
+        ConfigurationError: naming the option or the argument.
+    """
+    kind = import_class(model.class_path, SceneModel, "--model")
+    parameters = constructor_parameters(kind)
+    for name in LINKED:
+        if name not in parameters:
+            raise ConfigurationError(
+                f"{model.class_path}: its constructor does not take {name}, which comes from the data; "
+                "list it and hand it on, or take **common and call super().__init__(..., **common)"
+            )
+        value = (model.get("init_args") or {}).get(name)
+        if value is not None and value != parameters[name].default:
+            raise ConfigurationError(
+                f"model.init_args.{name}={value} would be ignored: the model takes it from the data; "
+                f"use --data.{name} (or --data.init_args.{name}) where the data have that option"
+            )

@@ -1,0 +1,145 @@
+"""What the base class and the model below it owe each other, said in one line where it is not kept."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.scene import Scene, Terms
+
+LINKED = ("num_slots", "image_size", "num_background")
+"""What the data know and every model takes."""
+
+
+def constructor_arguments(module: nn.Module) -> dict[str, Any]:
+    """What the constructor of an object was called with, defaults included, by name.
+
+    Call it in the constructor of the base class: it looks through the frames of those below, of which each
+    hands `**common` on. Where several have an argument, what reached the base class counts.
+    """
+    arguments: dict[str, Any] = {}
+    frame = inspect.currentframe()
+    frame = None if frame is None else frame.f_back
+    while frame is not None and frame.f_code.co_name == "__init__":
+        names, _, keywords, values = inspect.getargvalues(frame)
+        if values.get(names[0] if names else "") is not module:
+            break
+        own = {name: values[name] for name in names[1:]}
+        # what a constructor was not given by name it may hand on under other values
+        arguments = {**own, **(values[keywords] if keywords else {}), **arguments}
+        frame = frame.f_back
+    return arguments
+
+
+def check_plain(arguments: Mapping[str, Any], owner: str) -> None:
+    """Refuses hyperparameters that a checkpoint could not hold without code.
+
+    Raises:
+        ConfigurationError: naming the first argument that is not made of numbers, text, lists and mappings.
+    """
+    for name, value in arguments.items():
+        if not _is_plain(value):
+            raise ConfigurationError(
+                f"{owner}: argument {name} is a {type(value).__name__}; hyperparameters are numbers, text, "
+                "None, lists and mappings of them, so that a checkpoint loads without running code"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def check_class(model: nn.Module, branches: tuple[str, ...]) -> None:
+    """Refuses a class that has not said what its loss is made of.
+
+    Raises:
+        ConfigurationError: if it names no branches.
+    """
+    kind = type(model).__name__
+    if not isinstance(branches, tuple) or not branches or not all(isinstance(name, str) for name in branches):
+        raise ConfigurationError(
+            f"{kind}: branches is {branches!r}, expected the names of the parts of its loss, as in "
+            f'branches = ("{kind.lower()}",)'
+        )
+
+
+def check_scene(scene: Any, images: Tensor, model: nn.Module) -> None:
+    """Compares a Scene's shapes with the contract; looks at no value, so nothing waits for a device.
+
+    Raises:
+        ConfigurationError: naming the first field that does not fit, what it is and what is expected.
+    """
+    kind = f"{type(model).__name__}.forward"
+    if not isinstance(scene, Scene):
+        raise ConfigurationError(
+            f"{kind} gives a {type(scene).__name__}, expected a lightning_genesis.scene.Scene"
+        )
+    batch, _, height, width = images.shape
+    if not isinstance(scene.components, Tensor) or scene.components.dim() != 5:
+        raise ConfigurationError(
+            f"{kind}: Scene.components is {_shape(scene.components)}, expected [B, K, 3, H, W]"
+        )
+    num_slots = scene.components.shape[1]
+    expected = {
+        "components": (batch, num_slots, 3, height, width),
+        **dict.fromkeys(
+            ("log_masks", "attention_log_masks", "decoded_log_masks"), (batch, num_slots, 1, height, width)
+        ),
+        "num_active": (batch,),
+    }
+    for name, shape in expected.items():
+        value = getattr(scene, name)
+        if value is None and name not in ("components", "log_masks"):
+            continue
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            raise ConfigurationError(f"{kind}: Scene.{name} is {_shape(value)}, expected {list(shape)}")
+    for name, value in scene.latents.items():
+        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != batch:
+            raise ConfigurationError(
+                f"{kind}: Scene.latents[{name!r}] is {_shape(value)}, expected [{batch}, ...]"
+            )
+
+
+def check_terms(terms: Any, branches: tuple[str, ...], images: Tensor, model: nn.Module) -> None:
+    """Compares the terms of a loss with the contract, by names and shapes alone.
+
+    Raises:
+        ConfigurationError: naming the first branch or term that does not fit.
+    """
+    kind = f"{type(model).__name__}.loss_terms"
+    if not isinstance(terms, Mapping) or tuple(terms) != branches:
+        found = list(terms) if isinstance(terms, Mapping) else type(terms).__name__
+        raise ConfigurationError(
+            f"{kind} gives {found}, expected a Terms for each of {list(branches)}, in order"
+        )
+    shape = [len(images)]
+    for branch, term in terms.items():
+        if not isinstance(term, Terms):
+            raise ConfigurationError(f"{kind}: {branch!r} is a {type(term).__name__}, expected a Terms")
+        for name, value in {"nll": term.nll, **{f"kl[{key!r}]": kl for key, kl in term.kl.items()}}.items():
+            if not isinstance(value, Tensor) or list(value.shape) != shape:
+                raise ConfigurationError(
+                    f"{kind}: {name} of {branch!r} is {_shape(value)}, expected {shape}, nats per image"
+                )
+
+
+def check_per_image(name: str, value: Any, images: Tensor, model: nn.Module) -> None:
+    """Compares what a method gives for every image with the contract.
+
+    Raises:
+        ConfigurationError: if it is no `[B]`.
+    """
+    if not isinstance(value, Tensor) or list(value.shape) != [len(images)]:
+        raise ConfigurationError(
+            f"{type(model).__name__}.{name} gives {_shape(value)}, expected {[len(images)]}: one per image"
+        )
+
+
+def _shape(value: Any) -> str:
+    return f"{list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

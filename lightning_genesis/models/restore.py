@@ -1,0 +1,100 @@
+"""A model out of a checkpoint's contents: its class, its hyperparameters, its weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from lightning_genesis.classes import find_class
+from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.storage.checkpoint import check_model, read_checkpoint, weights_of
+
+if TYPE_CHECKING:
+    from lightning_genesis.models.base import SceneModel
+
+M = TypeVar("M", bound="SceneModel")
+
+
+def make_model(
+    checkpoint: dict[str, Any],
+    path: str | Path,
+    kind: type[M],
+    overrides: dict[str, Any] | None = None,
+) -> M:
+    """A new model with the hyperparameters and shapes that a checkpoint has.
+
+    Names and shapes are compared on a model without memory first: a small file can ask for a huge model.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        path: where it comes from, for messages.
+        kind: the class it should be; of an abstract one, the class below it that the checkpoint names.
+            Nothing is imported for that name.
+        overrides: hyperparameters to change.
+
+    Raises:
+        CheckpointError: if it names another class, hyperparameters that the class does not take, or other
+            shapes.
+    """
+    kind = model_class(checkpoint, path, kind)
+    arguments = {**checkpoint["hyper_parameters"], **(overrides or {})}
+    try:
+        with torch.device("meta"):
+            sketch = kind(**arguments)
+        check_model(checkpoint, sketch, path)
+        return kind(**arguments)
+    except (ConfigurationError, CheckpointError):
+        raise
+    except Exception as error:  # values of wrong types fail anywhere in the model
+        reason = " ".join(str(error).split())[:160]
+        name = kind.__name__
+        raise CheckpointError(f"{path}: its hyperparameters make no {name} ({reason})") from error
+
+
+def model_class(checkpoint: dict[str, Any], path: str | Path, kind: type[M]) -> type[M]:
+    """The class of a checkpoint's model: `kind`, or of an abstract one what the checkpoint names below it.
+
+    Raises:
+        CheckpointError: if it names another one, or one that is not imported.
+    """
+    name = checkpoint["model_class"]
+    if kind.is_abstract():
+        try:
+            return find_class(name, kind, str(path), "say which with --model CLASS")
+        except ConfigurationError as error:
+            raise CheckpointError(f"{error}, with --model CLASS") from error
+    if name != kind.__name__:
+        raise CheckpointError(f"{path}: holds a {name}, expected a {kind.__name__}")
+    return kind
+
+
+def build_model(checkpoint: dict[str, Any], path: str | Path, kind: type[M]) -> M:
+    """The model that a checkpoint holds, weights alone, in evaluation mode; see `make_model`.
+
+    Raises:
+        CheckpointError: if the model is of another class, or does not fit.
+    """
+    model = make_model(checkpoint, path, kind)
+    model.load_state_dict(weights_of(checkpoint), strict=False)
+    return model.eval()
+
+
+def restore_model(path: str | Path, kind: type[M], overrides: dict[str, Any] | None = None) -> M:
+    """The model that a checkpoint holds, with the state of its objective; see `make_model`.
+
+    A `.safetensors` holds weights alone, and another objective cannot take over the state: it starts anew.
+
+    Raises:
+        CheckpointError: if the file is not there, damaged, holds another model, or does not fit.
+    """
+    contents = read_checkpoint(path)
+    model = make_model(contents, path, kind, overrides)
+    if Path(path).suffix == ".safetensors" or "objective" in (overrides or {}):
+        model.load_state_dict(weights_of(contents), strict=False)
+        return model
+    try:
+        model.load_state_dict(contents["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{path}: the objective's state does not fit ({reason})") from error
+    return model

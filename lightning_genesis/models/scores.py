@@ -1,0 +1,67 @@
+"""The running scores of an evaluation."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_genesis.metrics import Convention, PerImageMean, segmentation_metrics
+from lightning_genesis.metrics.used import used_on_any_rank
+from lightning_genesis.scene import MaskKind, Scene
+
+IMAGE_MEANS = (
+    *("elbo", "bits_per_dim", "nll", "kl", "mse", "num_active", "num_active_mae"),
+    *("importance_bound", "importance_bits_per_dim"),
+)
+"""What is averaged over the images of an evaluation, besides the scores of the segmentation."""
+KINDS: tuple[MaskKind, ...] = ("decoded", "attention")
+
+
+class Scores(nn.Module):
+    """Means over images, and the segmentation's scores by decoded and by attention masks, for a stage.
+
+    Args:
+        stage: "val" or "test", the first part of every name.
+        num_slots: number of slots K.
+        num_background: ids below it are background.
+        convention: edge cases, a name in `metrics.CONVENTIONS`.
+        own: names of means that only this model has.
+    """
+
+    def __init__(
+        self, stage: str, num_slots: int, num_background: int, convention: Convention, own: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.stage = stage
+        self.means = nn.ModuleDict({name: PerImageMean() for name in (*IMAGE_MEANS, *own)})
+        scores = segmentation_metrics(num_slots, num_background, convention)
+        self.decoded = scores.clone(prefix=f"{stage}/")
+        self.attention = scores.clone(prefix=f"{stage}/", postfix="_attention")
+
+    def update(self, values: Mapping[str, Tensor], scene: Scene, segmentation: Tensor | None) -> None:
+        """Adds a batch.
+
+        Args:
+            values: by name, each `[B]`.
+            scene: of the batch.
+            segmentation: true instance ids `[B, H', W']`, or None.
+        """
+        for name, value in values.items():
+            cast(PerImageMean, self.means[name]).update(value)
+        if segmentation is None:
+            return
+        for kind in KINDS if scene.attention_log_masks is not None else KINDS[:1]:
+            scores = cast(MetricCollection, getattr(self, kind))
+            scores.update(scene.segmentation(kind), segmentation)
+
+    def used(self, device: torch.device) -> dict[str, Metric]:
+        """By the names they are logged by, the metrics that any rank has updated; all ranks call this."""
+        metrics = {f"{self.stage}/{name}": cast(Metric, metric) for name, metric in self.means.items()}
+        for kind in KINDS:
+            scores = cast(MetricCollection, getattr(self, kind))
+            metrics.update(
+                (str(name), metric) for name, metric in scores.items(keep_base=False, copy_state=False)
+            )
+        return {name: metrics[name] for name in used_on_any_rank(metrics, device)}
