@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,15 +55,9 @@ class APC(RawSceneDataModule):
     left out with a warning each, up to 2 % of a split.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with `training.zip`, or with what is in it (`training/shelf`, `training/tote`).
-        synthetic: use this many training scenes of our own renderer, 4 views each, instead of it.
-        subset: use only the first this many scenes of the splits, in the splits' proportions.
         image_size: height and width.
         num_slots: the paper's K.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -73,6 +67,7 @@ class APC(RawSceneDataModule):
     published: Mapping[Split, int] = {"train": 109_281, "val": 13_644, "test": 13_650}
     images_per_scene: ClassVar[int] = 4
     may_skip: ClassVar[float] = 0.02
+    subset_of = "scenes"
     licence = "BSD-2-Clause"
     citation = (
         "Zeng, Yu, Song, Suo, Walker, Rodriguez, Xiao: Multi-view Self-supervised Deep Learning for 6D Pose "
@@ -82,30 +77,16 @@ class APC(RawSceneDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         image_size: int = 128,
         num_slots: int = 10,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
-        if subset is not None and (subset < 3 or synthetic is not None):
-            raise DataError(f"subset: {subset}, expected 3 scenes or more of the published ones")
-        self.subset = subset
         self._known: tuple[Path, Tree, dict[str, _Scene]] | None = None
 
     def tags(self) -> list[str]:

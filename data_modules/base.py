@@ -1,6 +1,5 @@
 """What all datasets share: preparation, the order of the images, loaders and the batch they give."""
 
-import inspect
 import os
 import shlex
 import shutil
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.sampler import ResumableLoader, ShardedSampler, TrainingBatchSampler
 from data_modules.store import Arrays, DataError, Store, write_store
+from lightning_genesis.classes import class_path, constructor_parameters
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -34,7 +34,7 @@ _STAGES: dict[str | None, tuple[Split, ...]] = {
     None: SPLITS,
 }
 # arguments that do not change the prepared data
-_LOADING = ("self", "batch_size", "num_workers", "seed", "num_slots")
+_LOADING = ("batch_size", "num_workers", "seed", "num_slots")
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,17 @@ class SceneDataModule(LightningDataModule):
         return StoreDataset(Store.open(plan.path, f"run `{self.prepare_command()}`", plan.settings, split))
 
     def prepare_command(self) -> str:
-        """The command that prepares these data with these settings."""
-        words = ["lightning-genesis", "prepare", str(self.name)]
-        for key, parameter in inspect.signature(type(self)).parameters.items():
-            value = getattr(self, key, parameter.default)
-            if key == "root" or (key not in _LOADING and value != parameter.default):
+        """The command that prepares these data with these settings; your own are named by their class."""
+        ours = type(self).__module__.partition(".")[0] == __package__
+        words = ["lightning-genesis", "prepare", str(self.name) if ours else class_path(type(self))]
+        parameters = constructor_parameters(type(self))
+        first = ("root", "raw", "synthetic", "subset")
+        for key in (
+            *(key for key in first if key in parameters),
+            *(key for key in parameters if key not in first),
+        ):
+            value = getattr(self, key, parameters[key].default)
+            if key == "root" or (key not in _LOADING and value != parameters[key].default):
                 words += [f"--{key}", shlex.quote(str(value))]
         return " ".join(words)
 

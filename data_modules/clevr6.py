@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -48,10 +48,6 @@ class Clevr6(MultiObjectDataModule):
     depth). `present` means "in the scene": after the crop, an object may have no pixel.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with `clevr_with_masks_train.tfrecords`, if it is there already.
-        synthetic: use this many training scenes of our own renderer instead of it.
-        subset: use only the first this many records of the file.
         protocol: `emorl` or `genesis`.
         interpolation: how `emorl` resizes images: `bicubic`, or `bilinear` as later versions of Slot
             Attention's readers do.
@@ -59,9 +55,7 @@ class Clevr6(MultiObjectDataModule):
         max_objects: `emorl` keeps scenes of at most this many objects.
         image_size: height and width; None is the protocol's.
         num_slots: the paper's K; None is the protocol's.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -77,32 +71,20 @@ class Clevr6(MultiObjectDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         protocol: Protocol = "emorl",
         interpolation: Interpolation = "bicubic",
         full_masks: bool = False,
         max_objects: int = 6,
         image_size: int | None = None,
         num_slots: int | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         emorl = protocol == "emorl"
         super().__init__(
             image_size=(96 if emorl else 128) if image_size is None else image_size,
             num_slots=(7 if emorl else NUM_ENTITIES) if num_slots is None else num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            subset=subset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
         if protocol not in _TOP:
             raise DataError(f"protocol: {protocol!r}, expected {' or '.join(_TOP)}")

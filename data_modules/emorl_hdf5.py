@@ -66,17 +66,12 @@ class EmorlHDF5(RawSceneDataModule):
     64 to 255, Pillow's bicubic filter to 96). `segmentation` has entity numbers, 0 is the background.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with the `.h5` files.
-        synthetic: use this many synthetic training scenes instead of them.
         variant: which of the three.
         interpolation: how images are resized: `bicubic` or `bilinear`.
         full_masks: keep masks at the size of the (cropped) files, at which EMORL computes its ARI.
         image_size: height and width; None is EMORL's: 96, 64 or 35.
         num_slots: EMORL's K; None is 7, 6 or 4.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -90,17 +85,12 @@ class EmorlHDF5(RawSceneDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
         variant: Which = "clevr6",
         interpolation: Interpolation = "bicubic",
         full_masks: bool = False,
         image_size: int | None = None,
         num_slots: int | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         if variant not in _LAYOUTS:
             raise DataError(f"variant: {variant!r}, expected {', '.join(_LAYOUTS)}")
@@ -111,12 +101,8 @@ class EmorlHDF5(RawSceneDataModule):
             image_size=self.layout.image_size if image_size is None else image_size,
             num_slots=_SLOTS[variant] if num_slots is None else num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            subset=None,
+            **options,
         )
         self.variant: Which = variant
         self.interpolation: Interpolation = interpolation

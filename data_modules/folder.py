@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,9 +196,8 @@ class ImageFolder(SceneDataModule):
         num_background: ids below this are background.
         val_fraction: share of the images for validation, chosen by their names.
         test_fraction: share of the images for testing, chosen by their names.
-        batch_size: images per training step over all ranks.
         num_workers: processes that decode images.
-        seed: order of the training images.
+        options: the arguments of every data module, of `SceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -214,18 +214,16 @@ class ImageFolder(SceneDataModule):
         num_background: int = 1,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
-        batch_size: int = 32,
         num_workers: int = 2,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=num_background,
             root=folder,
-            batch_size=batch_size,
             num_workers=num_workers,
-            seed=seed,
+            **options,
         )
         for key, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= value < 1:

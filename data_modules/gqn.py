@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,16 +98,9 @@ class GQN(RawSceneDataModule):
     `[B]` each: `camera_x`, `camera_y`, `camera_z`, `camera_yaw`, `camera_pitch`.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with the publisher's folders `train` and `test`, or some of their shards.
-        synthetic: use this many training scenes of our own renderer instead of them.
-        subset: use only this many shards of 5,000 scenes, the first ones of each split, in the splits'
-            proportions.
         image_size: height and width; other sizes than 64 by PyTorch's rule for nearest.
         num_slots: the paper's K.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes, which decode the JPEGs.
-        seed: order of the training images and choice of their views.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -115,35 +109,22 @@ class GQN(RawSceneDataModule):
     name = "gqn"
     draws_every_pass = True
     published: Mapping[Split, int] = {"train": 10_620_000, "val": 180_000, "test": 1_200_000}
+    subset_of = "shards"
     licence = "Apache-2.0 (the publisher's repository; nothing is said of the data themselves)"
     citation = "Eslami et al.: Neural scene representation and rendering, Science 360, 2018"
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         image_size: int = SIDE,
         num_slots: int = 7,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
-        if subset is not None and (subset < 3 or synthetic is not None):
-            raise DataError(f"subset: {subset}, expected 3 shards or more of the published ones")
-        self.subset = subset
 
     def tags(self) -> list[str]:
         """What differs from the paper's settings; another size is made when reading."""

@@ -156,7 +156,6 @@ class MultiDSprites(SceneDataModule):
     can have gaps.
 
     Args:
-        root: folder for prepared data.
         variant: `free` colours, or `unique` ones: no two of sprites and background are the same.
         sprites: `dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz`; None draws the sprites by formula.
         image_size: height and width; other sizes than 64 are taken from it by nearest neighbour.
@@ -168,9 +167,7 @@ class MultiDSprites(SceneDataModule):
         background: `coloured`, or `black` (an easier setting of ours).
         palette: `levels` draws each channel from {0, 63, 127, 191, 255}; `saturated` draws one of seven pure
             colours (an easier setting of ours, for quick experiments).
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `SceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -180,7 +177,6 @@ class MultiDSprites(SceneDataModule):
 
     def __init__(
         self,
-        root: str = "data",
         variant: Variant = "free",
         sprites: str | None = None,
         image_size: int = 64,
@@ -191,18 +187,13 @@ class MultiDSprites(SceneDataModule):
         max_sprites: int = 4,
         background: Background = "coloured",
         palette: Palette = "levels",
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=1,
-            root=root,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
         if image_size < 8:
             raise DataError(f"image_size: {image_size}, expected 8 or more; choose a larger one")

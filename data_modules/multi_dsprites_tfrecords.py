@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -37,16 +37,10 @@ class MultiDSpritesTFRecords(MultiObjectDataModule):
     the scene", even if fully covered.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with `multi_dsprites_<variant>.tfrecords`, if it is there already.
-        synthetic: use this many training scenes drawn here instead of it.
-        subset: use only the first this many records of the file.
         variant: which of the three files.
         image_size: height and width; other sizes than 64 by nearest neighbour, as in GENESIS.
         num_slots: the paper's K; None is the number of entities in the file.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -57,16 +51,10 @@ class MultiDSpritesTFRecords(MultiObjectDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         variant: PublishedVariant = "colored_on_grayscale",
         image_size: int = SIDE,
         num_slots: int | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         if variant not in NUM_ENTITIES:
             raise DataError(f"variant: {variant!r}, expected {', '.join(NUM_ENTITIES)}")
@@ -75,13 +63,7 @@ class MultiDSpritesTFRecords(MultiObjectDataModule):
             image_size=image_size,
             num_slots=self.num_entities if num_slots is None else num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            subset=subset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
         self.variant: PublishedVariant = variant
         file = f"multi_dsprites_{variant}.tfrecords"

@@ -31,13 +31,7 @@ class MultiObjectDataModule(RawSceneDataModule):
         image_size: height and width of the images.
         num_slots: the paper's K.
         num_background: ids of `segmentation` below this are background.
-        root: folder for prepared data.
-        raw: folder with the publisher's file, if it is there already.
-        synthetic: use this many synthetic training scenes instead of it.
-        subset: use only the first this many records of the file, shared out in the published proportions.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -59,28 +53,14 @@ class MultiObjectDataModule(RawSceneDataModule):
         image_size: int,
         num_slots: int,
         num_background: int = 1,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=num_background,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
-        if subset is not None and (subset < 3 or synthetic is not None):
-            raise DataError(f"subset: {subset}, expected 3 records or more of a published file")
-        self.subset = subset
         self._kept: tuple[Path, NDArray[np.int64]] | None = None
 
     def keep(self, example: Example) -> bool:

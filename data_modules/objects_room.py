@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,17 +69,11 @@ class ObjectsRoom(MultiObjectDataModule):
     with all background as one.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with `objects_room_train.tfrecords`, if it is there already.
-        synthetic: use this many training scenes of our own renderer instead of it.
-        subset: use only the first this many records of the file.
         background_repair: mend the numbers of scenes with one wall in view (`repair_background`); the papers'
             numbers are without.
         image_size: height and width; other sizes than 64 by Pillow's bilinear filter (masks by nearest).
         num_slots: the paper's K.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -95,28 +90,16 @@ class ObjectsRoom(MultiObjectDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         background_repair: bool = False,
         image_size: int = SIDE,
         num_slots: int = 7,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=NUM_BACKGROUND,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            subset=subset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
         self.background_repair = background_repair
 

@@ -58,21 +58,16 @@ class RawSceneDataModule(SceneDataModule):
     `root/<name>[-synthetic-N][-what differs from the paper]/<split>`.
 
     A subclass gives the class attributes and `raw_files`, `split_sizes`, `read_split`, `synthesise`,
-    `record_bytes`, and where it has options `options` and `tags`. Its constructor takes, in this order,
-    `root`, `raw`, `synthetic`, options of its own, `image_size`, `num_slots`, `batch_size`, `num_workers`,
-    `seed`.
+    `record_bytes`, and where it has options `options` and `tags`. Its constructor
+    takes options of its own, `image_size` and `num_slots`, and hands on the rest.
 
     Args:
-        image_size: height and width of the images.
-        num_slots: the paper's K.
-        num_background: ids of `segmentation` below this are background.
-        root: folder for prepared data.
         raw: folder with the publisher's files, if they are there already; nothing is written to it.
         synthetic: use this many training scenes (and a tenth, at least 8, for validation and test each) drawn
             by our own renderer in the publisher's format, instead of the publisher's files.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes.
-        seed: order of the training images.
+        subset: use only the first this many of the published records (scenes, shards, episodes, whatever the
+            publisher counts), shared out to the splits in the published proportions.
+        options: the arguments of every data module, of `SceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -84,6 +79,8 @@ class RawSceneDataModule(SceneDataModule):
     """The data's licence, in a few words."""
     citation: ClassVar[str]
     """Whom to cite: one line."""
+    subset_of: ClassVar[str] = "records"
+    """What `subset` counts."""
     images_per_scene: ClassVar[int] = 1
     """Images that a synthetic scene gives."""
     may_skip: ClassVar[float] = 0.0
@@ -92,31 +89,23 @@ class RawSceneDataModule(SceneDataModule):
     def __init__(
         self,
         *,
-        image_size: int,
-        num_slots: int,
-        num_background: int = 1,
-        root: str = "data",
         raw: str | None = None,
         synthetic: int | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        subset: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            num_slots=num_slots,
-            num_background=num_background,
-            root=root,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**options)
         if synthetic is not None and synthetic < 1:
             raise DataError(f"synthetic: {synthetic}, expected 1 or more; correct the setting")
         if synthetic is not None and raw is not None:
             raise DataError("raw, synthetic: both are given, expected one of them; leave one out")
+        if subset is not None and (subset < 3 or synthetic is not None):
+            raise DataError(
+                f"subset: {subset}, expected 3 {self.subset_of} or more of the published ones; correct it"
+            )
         self.raw = raw
         self.synthetic = synthetic
+        self.subset = subset
         self.prepares_on_fit = synthetic is not None
         self._warned = False
 

@@ -85,19 +85,12 @@ class ShapeStacks(RawSceneDataModule):
     this minus 2) and `view` (camera, 1 to 16), each int64 `[B]`.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with the publisher's archives, or with what is in them (`splits`, `recordings`, maybe
-            `iseg`).
-        synthetic: use this many training scenarios of our own renderer instead of them.
         split_set: which of the published sets of lists.
-        subset: use only the first this many scenarios of the lists, in the lists' proportions.
         blacklist: leave out the scenarios that the publisher's blacklists name; the papers use the lists as
             they are.
         image_size: height and width.
         num_slots: the paper's K.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -108,6 +101,7 @@ class ShapeStacks(RawSceneDataModule):
     # 70 / 15 / 15 percent of the scenarios; the lists themselves decide
     published: Mapping[Split, int] = {"train": 217_840, "val": 46_680, "test": 46_680}
     images_per_scene: ClassVar[int] = NUM_VIEWS
+    subset_of = "scenarios"
     licence = "GPL-3.0"
     citation = (
         "Groth, Fuchs, Posner, Vedaldi: ShapeStacks: Learning Vision-Based Physical Intuition for "
@@ -117,37 +111,23 @@ class ShapeStacks(RawSceneDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
         split_set: SplitSet = "default",
-        subset: int | None = None,
         blacklist: bool = False,
         image_size: int = 64,
         num_slots: int = 9,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
         if split_set not in ("default", "blocks_all", "ccs_all"):
             raise DataError(f"split_set: {split_set!r}, expected default, blocks_all or ccs_all")
-        if subset is not None and (subset < 3 or synthetic is not None):
-            raise DataError(f"subset: {subset}, expected 3 scenarios or more of the published ones")
-        if synthetic is not None and split_set != "default":
+        if self.synthetic is not None and split_set != "default":
             raise DataError(f"split_set: {split_set}, expected default for synthetic towers")
         self.split_set: SplitSet = split_set
-        self.subset = subset
         self.blacklist = blacklist
 
     def tags(self) -> list[str]:

@@ -74,16 +74,10 @@ class Sketchy(RawSceneDataModule):
     names.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with the publisher's four archives, or with the episodes in them.
-        synthetic: use this many training timesteps of our own renderer, in episodes of 8, instead of them.
-        subset: use only the first this many episodes of the splits, in the splits' proportions.
         state: keep the robot's joints, poses and forces as labels.
         image_size: height and width.
         num_slots: the paper's K.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -92,6 +86,7 @@ class Sketchy(RawSceneDataModule):
     name = "sketchy"
     published: Mapping[Split, int] = {"train": 337_498, "val": 41_426, "test": 41_426}
     images_per_scene: ClassVar[int] = IMAGES_PER_TIMESTEP
+    subset_of = "episodes"
     licence = "Apache-2.0"
     citation = (
         "Cabi et al.: Scaling data-driven robotics with reward sketching and batch reinforcement learning, "
@@ -101,31 +96,17 @@ class Sketchy(RawSceneDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         state: bool = False,
         image_size: int = 128,
         num_slots: int = 10,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
-        if subset is not None and (subset < 3 or synthetic is not None):
-            raise DataError(f"subset: {subset}, expected 3 episodes or more of the published ones")
-        self.subset = subset
         self.state = state
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,15 +28,9 @@ class Tetrominoes(MultiObjectDataModule):
     background, `i` the piece whose factors are `objects[...][i - 1]` (`present`, `x`, `y`, `shape`, `color`).
 
     Args:
-        root: folder for prepared data.
-        raw: folder with `tetrominoes_train.tfrecords`, if it is there already.
-        synthetic: use this many training scenes drawn here instead of it.
-        subset: use only the first this many records of the file.
         image_size: height and width; other sizes than 35 by Pillow's bilinear filter (masks by nearest).
         num_slots: the paper's K.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -47,27 +42,15 @@ class Tetrominoes(MultiObjectDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         image_size: int = SIDE,
         num_slots: int = 4,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(
             image_size=image_size,
             num_slots=num_slots,
             num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            subset=subset,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
 
     def tags(self) -> list[str]:

@@ -24,14 +24,13 @@ def class_path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_class(name: str, base: type[T], where: str, hint: str = "") -> type[T]:
+def find_class(name: str, base: type[T], where: str) -> type[T]:
     """A class below `base` that is imported already; nothing is imported for a name from a file.
 
     Args:
         name: of the class, or its dotted path.
         base: what it has to be.
         where: what names it, for messages.
-        hint: what to do where several have this name.
 
     Raises:
         ConfigurationError: if there is none, or several.
@@ -40,7 +39,7 @@ def find_class(name: str, base: type[T], where: str, hint: str = "") -> type[T]:
     found = [kind for kind in kinds if name in (kind.__name__, class_path(kind))]
     if len(found) > 1:
         paths = " and ".join(class_path(kind) for kind in found)
-        raise ConfigurationError(f"{where}: {name!r} is the name of {paths}{hint and '; '}{hint}")
+        raise ConfigurationError(f"{where}: {name!r} is the name of {paths}: give the dotted path")
     if not found:
         raise ConfigurationError(f"{where}: {unknown(name, [kind.__name__ for kind in kinds])}")
     return found[0]

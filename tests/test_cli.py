@@ -208,7 +208,7 @@ def test_options_count_wherever_they_stand(
 
 def test_init_from_takes_weights_alone(trained: Path, command: Command, folder: Path) -> None:
     start = str(trained / "checkpoints/last.ckpt")
-    args = ("--init_from", start, "--trainer.max_steps", "1", "--model.learning_rate", "0")
+    args = ("--init_from", start, "--trainer.max_steps", "1", "--model.learning_rate", "1e-30")
     assert command("fit", "--run.name", "warm", *args) == 0
     warm = read_checkpoint(folder / "runs/warm/checkpoints/last.ckpt")
     assert warm["global_step"] == 1
@@ -217,7 +217,7 @@ def test_init_from_takes_weights_alone(trained: Path, command: Command, folder: 
         if key.startswith("objective."):
             assert value.item() != saved[key].item() or key.endswith("goal")
         else:
-            assert torch.equal(value, saved[key])
+            torch.testing.assert_close(value, saved[key], rtol=0, atol=1e-25)
 
 
 def test_predict_writes_masks_and_components(trained: Path, command: Command) -> None:
@@ -378,7 +378,7 @@ def test_prepare(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     [
         (b"\xb4\x00\xff", "not readable as YAML"),
         (b"model: [1, 2", "not readable as YAML"),
-        (b"a: &a [*a]", "Circular reference"),
+        (b"a: &a [*a]", "refers to itself"),
         (b"", "holds nothing, expected a mapping"),
         (b"[1, 2, 3]", "holds a list, expected a mapping"),
     ],

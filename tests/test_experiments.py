@@ -1,6 +1,5 @@
 """Every experiment parses, has its paper's settings, and takes two steps on little data."""
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 from torch.nn.utils import parameters_to_vector
 
 import data_modules
+from lightning_genesis.classes import constructor_parameters
 from lightning_genesis.commands.fit import ExperimentCLI
 from lightning_genesis.evaluation.protocols import find_protocol
 from lightning_genesis.models import SlotAttention
@@ -344,7 +344,7 @@ def little_data(experiment: Path) -> list[str]:
     kind = data["class_path"].rpartition(".")[2]
     if not hasattr(data_modules, kind):
         pytest.skip(f"waits for data_modules.{kind}")
-    if "synthetic" in inspect.signature(getattr(data_modules, kind)).parameters:
+    if "synthetic" in constructor_parameters(getattr(data_modules, kind)):
         return ["--data.synthetic", str(SYNTHETIC_SCENES)]
     return ["--data.train_size", "4", "--data.val_size", "2", "--data.test_size", "2"]
 

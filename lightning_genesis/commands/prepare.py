@@ -1,4 +1,7 @@
-"""`lightning-genesis prepare NAME`: builds a dataset's store."""
+"""`lightning-genesis prepare NAME`: builds a dataset's store.
+
+NAME is a dataset of ours, or the dotted path of a `SceneDataModule` of one's own.
+"""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -7,6 +10,7 @@ from jsonargparse import ArgumentParser
 
 import data_modules
 from data_modules import SceneDataModule
+from lightning_genesis.classes import import_class
 from lightning_genesis.errors import ConfigurationError
 
 
@@ -29,10 +33,15 @@ def main(args: Sequence[str]) -> None:
         print(f"usage: lightning-genesis prepare NAME [OPTIONS]\n\nNAME is one of {', '.join(known)}")
         return
     name, *rest = args
-    if name not in known:
+    if "." in name:
+        known = {name: import_class(name, SceneDataModule, "prepare")}
+    elif name not in known:
         close = get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ConfigurationError(f"prepare: no dataset {name!r}{hint}; known are {', '.join(known)}")
+        raise ConfigurationError(
+            f"prepare: no dataset {name!r}{hint}; known are {', '.join(known)}, "
+            "or give the dotted path of your own class"
+        )
     parser = ArgumentParser(prog=f"lightning-genesis prepare {name}", exit_on_error=False)
     parser.add_class_arguments(known[name])
     try:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lightning_genesis.classes import find_class
+from lightning_genesis.classes import class_path, subclasses
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.storage.checkpoint import check_model, read_checkpoint, weights_of
 
@@ -59,10 +59,19 @@ def model_class(checkpoint: dict[str, Any], path: str | Path, kind: type[M]) -> 
     """
     name = checkpoint["model_class"]
     if kind.is_abstract():
-        try:
-            return find_class(name, kind, str(path), "say which with --model CLASS")
-        except ConfigurationError as error:
-            raise CheckpointError(f"{error}, with --model CLASS") from error
+        known = [one for one in subclasses(kind) if not one.is_abstract()]
+        found = [one for one in known if one.__name__ == name]
+        if len(found) > 1:
+            paths = " and ".join(class_path(one) for one in found)
+            raise CheckpointError(
+                f"{path}: holds a {name!r}, which is the name of {paths}: give --model CLASS"
+            )
+        if not found:
+            names = ", ".join(sorted(one.__name__ for one in known if not one.__name__.startswith("_")))
+            raise CheckpointError(
+                f"{path}: holds a {name!r}; known are {names}; give your own with --model CLASS"
+            )
+        return found[0]
     if name != kind.__name__:
         raise CheckpointError(f"{path}: holds a {name}, expected a {kind.__name__}")
     return kind

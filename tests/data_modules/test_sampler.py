@@ -184,10 +184,10 @@ def test_resumes_from_a_checkpoint_of_an_epochs_end(tmp_path: Path) -> None:
     assert resumed.seen == whole.seen[10:]
 
 
-def test_a_resumed_run_with_other_batches_warns(tmp_path: Path) -> None:
+def test_a_resumed_run_with_another_order_warns(tmp_path: Path) -> None:
     fit(toy(tmp_path), tmp_path / "part", 3)
-    with pytest.raises(UserWarning, match="another order: batch_size 4 then, 2 now"):
-        fit(toy(tmp_path, batch_size=2), tmp_path / "part", 6, tmp_path / "part" / "step=3.ckpt")
+    with pytest.raises(UserWarning, match="another order: seed 0 then, 1 now"):
+        fit(toy(tmp_path, seed=1), tmp_path / "part", 6, tmp_path / "part" / "step=3.ckpt")
 
 
 def test_global_generators_are_left_alone(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ class Huge(Toy):
 def test_fit_does_not_make_what_takes_long(tmp_path: Path) -> None:
     data = Huge(image_size=8, num_slots=2, root=str(tmp_path))
     with pytest.raises(
-        DataError, match=f"run `lightning-genesis prepare toy --image_size 8 --root {tmp_path}`"
+        DataError, match=f"run `lightning-genesis prepare {__name__}.Huge --root {tmp_path} --image_size 8`"
     ):
         data.prepare_data()
     data.prepare()
