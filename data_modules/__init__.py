@@ -1,7 +1,7 @@
 """Datasets of scenes for Lightning: each prepares itself once and gives batches as plain dicts."""
 
 from data_modules.apc import APC
-from data_modules.base import SceneDataModule
+from data_modules.base import SceneDataModule, StorePlan
 from data_modules.clevr6 import Clevr6
 from data_modules.emorl_hdf5 import EmorlHDF5
 from data_modules.folder import ImageFolder
@@ -27,5 +27,6 @@ __all__ = [
     "SceneDataModule",
     "ShapeStacks",
     "Sketchy",
+    "StorePlan",
     "Tetrominoes",
 ]

@@ -80,8 +80,8 @@ def import_class(path: str, base: type[T], where: str) -> type[T]:
         ) from error
     kind = getattr(module, name, None)
     if not isinstance(kind, type) or not issubclass(kind, base):
-        known = [key for key, value in vars(module).items() if isinstance(value, type)]
-        fitting = [key for key in known if issubclass(vars(module)[key], base)]
+        known = {key: value for key, value in vars(module).items() if isinstance(value, type)}
+        fitting = [key for key, value in known.items() if issubclass(value, base) and value is not base]
         found = "there is none" if kind is None else f"it is no {base.__name__}"
         ours = f"; {module_name} has {', '.join(fitting)}" if fitting else ""
         raise ConfigurationError(f"{where}: {path}: expected a {base.__name__}, but {found}{ours}")

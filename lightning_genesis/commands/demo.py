@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning import Trainer
 from rich.console import Console
@@ -13,13 +12,12 @@ from rich.table import Table
 
 from data_modules import SceneDataModule
 from lightning_genesis.commands.fit import ExperimentCLI
-from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures.drawing import reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.models import SceneModel
+from lightning_genesis.runs.experiments import experiments_folder
 from lightning_genesis.runs.loading import load
 from lightning_genesis.scene import IndexedNoise
 
-QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 SHIPPED = Path(__file__).parents[1] / "weights" / "genesisv2_sprites.safetensors"
 COLUMNS = {
     "MSE": "test/mse",
@@ -33,18 +31,15 @@ COLUMNS = {
 def main(args: Sequence[str]) -> None:
     """Trains the quickstart, scores it beside an untrained model, and shows the weights that are shipped.
 
-    Raises:
-        ConfigurationError: if the experiments are not there (the package was installed without them).
+    It runs in any folder: the experiment, the data's renderer and the weights come along.
     """
     parser = ArgumentParser(prog="lightning-genesis demo", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of training at most")
     parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
     options = parser.parse_args(list(args))
-    if not QUICKSTART.is_file():
-        raise ConfigurationError(f"{QUICKSTART}: no such file; the demo runs from a checkout of the project")
-
+    quickstart = experiments_folder() / "quickstart.yaml"
     run = next(Path(options.root) / f"demo-{n}" for n in range(1, 10_000) if not _taken(options.root, n))
-    common = ["--config", str(QUICKSTART), "--run.root", options.root, "--run.name", run.name]
+    common = ["--config", str(quickstart), "--run.root", options.root, "--run.name", run.name]
     common += ["--run.wandb", "false"]
     limit = ["--trainer.max_time", f"00:00:{int(options.minutes):02d}:{round(options.minutes % 1 * 60):02d}"]
 
@@ -64,7 +59,7 @@ def main(args: Sequence[str]) -> None:
         data.root = tested.datamodule.root
         rows[f"shipped weights ({model.hparams['num_slots']} slots)"] = score(model, data)
         pictures += draw(model, data, run / "pictures")
-    show(rows, pictures, run)
+    show(type(trained.model).__name__, rows, pictures, run)
 
 
 def losses(run: Path) -> list[float]:
@@ -112,10 +107,9 @@ def draw(model: SceneModel, data: SceneDataModule, folder: Path, num_images: int
     return paths
 
 
-def show(rows: dict[str, dict[str, float]], pictures: list[Path], run: Path) -> None:
+def show(kind: str, rows: dict[str, dict[str, float]], pictures: list[Path], run: Path) -> None:
     """Prints the table and where everything is."""
-    title = yaml.safe_load(QUICKSTART.read_text())["model"]["class_path"].split(".")[-1]
-    table = Table("", *COLUMNS, title=f"{title}, test split")
+    table = Table("", *COLUMNS, title=f"{kind}, test split")
     for name, values in rows.items():
         cells = [f"{values[key]:.4g}" if key in values else "" for key in COLUMNS.values()]
         table.add_row(name, *cells)

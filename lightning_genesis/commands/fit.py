@@ -74,9 +74,9 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         _quieten()
         importable_from_here()
-        check_config_files(args)
-        check_classes(args)
         self.arguments = files_first(args)
+        check_config_files(self.arguments)
+        check_classes(self.arguments)
         self.run_options = RunOptions()
         self.identity = RunIdentity()
         # Other ranks are started by this command line again.

@@ -73,5 +73,5 @@ def _class_names(key: str) -> list[str]:
     from lightning_genesis.objectives import __all__ as objectives
 
     names = {"data": data, "objective": objectives}.get(key.split(".")[-1], models)
-    hidden = ("SceneDataModule", "DataError", "SceneModel", "Objective")
+    hidden = ("SceneDataModule", "StorePlan", "DataError", "SceneModel", "Objective")
     return [name for name in names if name[0].isupper() and name not in hidden]

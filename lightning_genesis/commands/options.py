@@ -15,6 +15,7 @@ from lightning_genesis.commands.messages import explain
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.contract import LINKED
+from lightning_genesis.runs.experiments import find_experiment
 from lightning_genesis.storage.yaml_file import read_mapping
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -49,6 +50,14 @@ class RunOptions:
         return Path(self.root) / (self.name or "unnamed")
 
 
+FILE_OPTIONS = ("--model", "--data", "--trainer")
+"""Options that take the name of a class, or a file of such a section."""
+
+
+def _file_or_class(value: str) -> str:
+    return str(find_experiment(value)) if value.endswith((".yaml", ".yml")) else value
+
+
 class Parser(LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
@@ -70,6 +79,8 @@ class Parser(LightningArgumentParser):
 def files_first(arguments: Sequence[str]) -> list[str]:
     """A command line with its `--config` files before all options, which then count wherever they stand.
 
+    A file that is not there but comes along, `experiments/quickstart.yaml` or `quickstart`, is replaced by it.
+
     A run's `config.yaml` has every option: `test --ckpt_path best --config RUN/config.yaml` would otherwise
     test untrained weights, without a word.
     """
@@ -79,9 +90,15 @@ def files_first(arguments: Sequence[str]) -> list[str]:
     remaining = iter(rest)
     for argument in remaining:
         if argument in ("--config", "-c"):
-            files += [argument, *itertools.islice(remaining, 1)]
+            files += [argument, *(str(find_experiment(name)) for name in itertools.islice(remaining, 1))]
+        elif argument.startswith("--config="):
+            files += ["--config", str(find_experiment(argument.partition("=")[2]))]
+        elif argument in FILE_OPTIONS:
+            others += [argument, *(_file_or_class(value) for value in itertools.islice(remaining, 1))]
         else:
-            (files if argument.startswith("--config=") else others).append(argument)
+            option, is_pair, value = argument.partition("=")
+            is_file = is_pair and option in FILE_OPTIONS
+            others.append(f"{option}={_file_or_class(value)}" if is_file else argument)
     return [command, *files, *others]
 
 

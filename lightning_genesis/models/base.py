@@ -391,6 +391,10 @@ class SceneModel(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Compiles the network, never the LightningModule (whose logging cannot be traced)."""
+        if self.compile_mode is not None and not hasattr(self, "network"):
+            raise ConfigurationError(
+                f"compile: a {type(self).__name__} has no `network` that could be compiled"
+            )
         if self.compile_mode is not None and self.network._compiled_call_impl is None:
             self.network.compile(mode=self.compile_mode)
 

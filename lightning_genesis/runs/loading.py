@@ -13,6 +13,7 @@ from lightning_genesis.classes import class_path, find_class, import_class, subc
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.restore import build_model
+from lightning_genesis.runs.experiments import find_experiment
 from lightning_genesis.runs.run import find_checkpoint, find_file, read_config, read_data_config
 from lightning_genesis.storage.checkpoint import read_checkpoint
 from lightning_genesis.storage.yaml_file import read_mapping
@@ -100,8 +101,10 @@ def load_with_data(
             file.
     """
     if data is not None:
-        if not data.is_file():
-            raise ConfigurationError(f"{command}: --data {data}: no such file")
+        try:
+            data = find_experiment(data)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{command}: --data {error}") from error
         found = load_model(run, checkpoint, model)
         module = build_data(read_mapping(data, "a data section, class_path and init_args"), str(data))
     elif run.is_dir() or run.suffix == ".safetensors":
