@@ -47,7 +47,10 @@ def run_here(words: list[str]) -> None:
 def run_process(words: list[str], folder: Path) -> str:
     """As a user does, in a process of its own; the project is importable, `folder` is not on the path."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    code = "import sys; from lightning_genesis.cli import main; sys.path = [p for p in sys.path if p]; sys.exit(main())"
+    code = (
+        "import sys; from lightning_genesis.cli import main; sys.path = [p for p in sys.path if p]; "
+        "sys.exit(main())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=folder,

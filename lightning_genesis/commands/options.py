@@ -79,7 +79,7 @@ class Parser(LightningArgumentParser):
 def files_first(arguments: Sequence[str]) -> list[str]:
     """A command line with its `--config` files before all options, which then count wherever they stand.
 
-    A file that is not there but comes along, `experiments/quickstart.yaml` or `quickstart`, is replaced by it.
+    A file that comes along, `experiments/quickstart.yaml` or `quickstart`, need not be in the folder.
 
     A run's `config.yaml` has every option: `test --ckpt_path best --config RUN/config.yaml` would otherwise
     test untrained weights, without a word.

@@ -294,7 +294,9 @@ class SceneModel(pl.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Scene:
         """The scene of a batch, with noise that belongs to each image."""
-        return self(batch["image"], IndexedNoise(EVALUATION_SEED, batch["index"]))
+        scene = self(batch["image"], IndexedNoise(EVALUATION_SEED, batch["index"]))
+        check_scene(scene, batch["image"], self)
+        return scene
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
         images = batch["image"]
