@@ -1,7 +1,7 @@
-"""Models in float64 against the published ones written out (tests/reference/published.py), all numbers to 1e-9.
+"""Models against the published ones written out (tests/reference/published.py): all values, all gradients.
 
-The same comparison in float32 has the bounds of `tests.compare`. Errors planted in a layer show that both see what
-they should.
+In float64 they agree to `DOUBLE`, in float32 to the other bounds of `tests.compare`. Errors planted in one
+layer show that both see what they should.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""SRI and EfficientMORL against the published ones written out (tests/reference/published_sri.py); see there."""
+"""SRI and EfficientMORL against the published ones written out (tests/reference/published_sri.py)."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from tests.reference.sri import FixtureNoise, official_keys
 from tests.reference.sri import fixture_images as sri_images
 
 
-def sri(num_slots: int = 4) -> Case:
+def sri(num_slots: int = 3) -> Case:
     def found(model: Any, batch: Tensor) -> Values:
         scene = model(batch, FixtureNoise())
         terms = model.loss_terms(scene, batch)
@@ -47,6 +47,7 @@ def sri(num_slots: int = 4) -> Case:
         lambda gradients: {sri_key(key): value for key, value in gradients.items()},
         lambda w, x: published_sri.sri(w, x, FixtureNoise(), num_slots),
         sri_images(64),
+        gradient=0.05,  # weights and images of few values put many ReLUs close to 0: a rounding flips some
     )
 
 

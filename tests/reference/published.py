@@ -280,7 +280,7 @@ def monet(
     std: float = 0.7,
     background_std: float = 0.7,
 ) -> Values:
-    batch, size = len(images), images.shape[-1]
+    size = images.shape[-1]
     scope, attention, logits = torch.ones_like(images[:, :1]), [], []
     for _ in range(num_slots - 1):
         x = torch.cat([images, scope.log()], 1)

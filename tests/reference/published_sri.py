@@ -1,4 +1,4 @@
-"""The published SRI and EfficientMORL, written out from their specification; see `tests.reference.published`."""
+"""The published SRI and EfficientMORL, written out from their specification."""
 
 import math
 from collections.abc import Callable
@@ -185,7 +185,7 @@ def layer_prior(w: State, z: Tensor) -> Gaussian:
 
 
 def bottom_up(w: State, images: Tensor, num_slots: int, draw: Callable[[Gaussian], Tensor]) -> list[Tensor]:
-    """Parameters `[B, K, 2 D]` of the three layers; draws the initial slots, and a sample of all but the last."""
+    """Parameters `[B, K, 2 D]` of the three layers; draws the initial slots and all layers but the last."""
     h, batch = "hvae_networks", len(images)
     x = 2.0 * images - 1.0
     for i in (0, 2, 4, 6):
