@@ -168,9 +168,10 @@ CASES = {
     "GENESIS-V2, no coordinates, no prior": genesis_v2(semi_convolutional=False, autoregressive_prior=False),
     "GENESIS": genesis(),
     "GENESIS, evaluation": genesis(training=False),
-    "GENESIS, instance norm": genesis(norm="instance"),
     "GENESIS, symmetric": genesis(symmetric_components=True),
-    "GENESIS, no priors": genesis(component_prior=False, autoregressive_prior=False),
+    "GENESIS, instance norm, no priors": genesis(
+        norm="instance", component_prior=False, autoregressive_prior=False
+    ),
     "GENESIS-S": genesis(two_stage=False),
     "MONet": monet(),
     "MONet, original": monet(mask_prior="scope", analytic_kl=True, std=0.11, background_std=0.09),
@@ -184,7 +185,7 @@ def test_float64(name: str) -> None:
     CASES[name].check(double=True)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["GENESIS-V2", "GENESIS", "GENESIS-S", "MONet", "DC-VAE", "BD-VAE"])
 def test_float32(name: str) -> None:
     CASES[name].check(double=False)
 
@@ -193,13 +194,10 @@ def test_float32(name: str) -> None:
 
 PLANTED = [
     ("GENESIS-V2", "network.backbone.down.1"),
-    ("GENESIS-V2", "network.colouring.embedding"),
+    ("GENESIS-V2", "network.attention_head"),
     ("GENESIS-V2", "network.decoder.layers.3"),
-    ("GENESIS-V2", "slot_prior.linear"),
     ("GENESIS", "network.mask_vae.encoder.layers.2"),
     ("GENESIS", "network.component_vae.decoder.layers.4"),
-    ("GENESIS", "component_prior.2"),
-    ("MONet", "network.attention.unet.up.2"),
     ("MONet", "network.component_vae.encoder.4"),
     ("BD-VAE", "network.encoder.layers.3"),
 ]

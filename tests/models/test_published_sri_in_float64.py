@@ -61,6 +61,7 @@ def emorl(options: dict[str, Any], image_size: int) -> Case:
         latents = scene.latents
         values = {"mean": latents["mean"], "scale": latents["scale"], "components": scene.components}
         values |= {"masks": scene.masks, "error": latents["nll"][:, -1], "kl": latents["kl"][:, -1]}
+        values["attention masks"] = scene.attention_log_masks.exp()
         return values | {"loss": model.objective(model.loss_terms(scene, batch), batch[0].numel())}
 
     def renamed(gradients: Values) -> Values:

@@ -67,12 +67,14 @@ class Case:
 
 
 def plant(name: str, share: float) -> Callable[[nn.Module], None]:
-    """Adds a wave of `share` of the largest output to what the part `name` of a model gives."""
+    """Adds `share` of the largest output, up or down by channel, to what the part `name` of a model gives."""
 
     def sabotage(model: nn.Module) -> None:
         def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            wave = torch.arange(output.numel()).to(output).cos().view_as(output)
-            return output + share * output.detach().abs().max() * wave
+            channels = output.transpose(1, -1) if output.ndim > 3 else output
+            signs = torch.arange(channels.shape[-1]).to(output).cos().sign()
+            signs = signs.expand_as(channels).transpose(1, -1) if output.ndim > 3 else signs
+            return output + share * output.detach().abs().max() * signs
 
         model.get_submodule(name).register_forward_hook(add)
 

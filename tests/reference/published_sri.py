@@ -184,8 +184,10 @@ def layer_prior(w: State, z: Tensor) -> Gaussian:
     return linear(w, f"{stem}.z_mu", hidden), variance_scale(linear(w, f"{stem}.z_softplus", hidden))
 
 
-def bottom_up(w: State, images: Tensor, num_slots: int, draw: Callable[[Gaussian], Tensor]) -> list[Tensor]:
-    """Parameters `[B, K, 2 D]` of the three layers; draws the initial slots and all layers but the last."""
+def bottom_up(
+    w: State, images: Tensor, num_slots: int, draw: Callable[[Gaussian], Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """Parameters `[B, K, 2 D]` of three layers, and the last attention; does not draw of the last layer."""
     h, batch = "hvae_networks", len(images)
     x = 2.0 * images - 1.0
     for i in (0, 2, 4, 6):
@@ -195,13 +197,13 @@ def bottom_up(w: State, images: Tensor, num_slots: int, draw: Callable[[Gaussian
     x = linear(w, f"{h}.encoder_pt_2.3", linear(w, f"{h}.encoder_pt_2.1", x).relu())
     key, value = linear(w, f"{h}.to_k", x), linear(w, f"{h}.to_v", x)
     parameters = w[f"{h}.init_posterior"].reshape(-1).expand(batch, num_slots, -1)
-    layers: list[Tensor] = []
+    layers, attention = list[Tensor](), key
     for _ in range(3):
         slots = draw(posterior_of(parameters))
         query = linear(w, f"{h}.to_q", layer_norm(w, f"{h}.norm_slots", slots)) / math.sqrt(slots.shape[2])
-        attention = (key @ query.transpose(1, 2)).softmax(2) + 1e-8  # [B, N, K]
-        attention = attention / attention.sum(1, keepdim=True)
-        update = (attention.transpose(1, 2) @ value).flatten(0, 1)
+        attention = (key @ query.transpose(1, 2)).softmax(2)  # [B, N, K]
+        weights = (attention + 1e-8) / (attention + 1e-8).sum(1, keepdim=True)
+        update = (weights.transpose(1, 2) @ value).flatten(0, 1)
         halves = []
         for half, name in enumerate(("mu", "softplus")):
             state = dual_gru(w, half, update, parameters.chunk(2, dim=2)[half].flatten(0, 1))
@@ -209,7 +211,7 @@ def bottom_up(w: State, images: Tensor, num_slots: int, draw: Callable[[Gaussian
             halves.append(state + linear(w, f"{h}.mlp_{name}.2", hidden))
         parameters = torch.cat(halves, 1).unflatten(0, (batch, num_slots))
         layers.append(parameters)
-    return layers
+    return layers, attention.transpose(1, 2).unflatten(2, images.shape[2:]).unsqueeze(2)
 
 
 def emorl(
@@ -229,7 +231,7 @@ def emorl(
         squared = (images - (components * masks).sum(1)).square().sum((1, 2, 3))
         return components, masks, squared / (2.0 * std**2) + math.log(std) * images[0].numel()
 
-    layers = bottom_up(w, images, num_slots, draw)
+    layers, attention = bottom_up(w, images, num_slots, draw)
     parameters = layers[-1]
     components, masks, error = decode(draw(posterior_of(parameters)))
     prior = standard(posterior_of(parameters)[0])
@@ -257,4 +259,4 @@ def emorl(
     mean, scale = posterior_of(parameters)
     values = {"mean": mean, "scale": scale, "components": components, "masks": masks, "error": error}
     total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
-    return values | {"kl": kl, "loss": total}
+    return values | {"attention masks": attention, "kl": kl, "loss": total}
