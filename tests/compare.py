@@ -46,7 +46,9 @@ def difference(found: Any, expected: Any, of: Any = None, by_norm: bool = False)
     assert a.shape == b.shape, f"shapes {a.shape} and {b.shape}"
     measure = norm if by_norm else size
     distance, scale = measure(a - b), measure(b if of is None else of)
-    return distance / scale if distance else 0.0
+    if not distance:
+        return 0.0
+    return distance / scale if scale else np.inf
 
 
 def assert_near(
