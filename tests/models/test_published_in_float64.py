@@ -194,7 +194,7 @@ def test_float32(name: str) -> None:
 
 PLANTED = [
     ("GENESIS-V2", "network.backbone.down.1"),
-    ("GENESIS-V2", "network.attention_head"),
+    ("GENESIS-V2", "network.posterior_head.1"),
     ("GENESIS-V2", "network.decoder.layers.3"),
     ("GENESIS", "network.mask_vae.encoder.layers.2"),
     ("GENESIS", "network.component_vae.decoder.layers.4"),
