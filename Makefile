@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint type bench
+.PHONY: help install demo test test-slow test-machines lint type bench
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ UV := $(shell command -v uv 2>/dev/null)
 TEST_JOBS ?= 2
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-13s %s\n", $$1, $$2}'
 
 .venv/installed: pyproject.toml constraints.txt
 ifdef UV
@@ -30,6 +30,9 @@ test: install ## run the tests (minutes)
 
 test-slow: install ## run the slow tests too (longer)
 	$(BIN)/python -m pytest -q -m 'slow or not slow'
+
+test-machines: install ## run what differs between machines as AVX2, SSE4.1, two threads, oldest torch (an hour)
+	PYTHON=$(BIN)/python TEST_JOBS=$(TEST_JOBS) tests/machines.sh
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .

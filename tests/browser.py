@@ -28,5 +28,5 @@ def open_page(page: Path, profile: Path, width: int = 1280) -> tuple[str, str]:
     assert BROWSER is not None
     own = [f"--user-data-dir={profile}", f"--window-size={width},900"]
     command = [BROWSER, *FLAGS, *own, "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout, done.stderr

@@ -16,6 +16,7 @@ from benchmarks.kills import GENESIS_V2, Report, Torture, experiment, fingerprin
 from lightning_genesis.cli import main
 from lightning_genesis.models import SceneModel
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from tests.ranks.command import TIMEOUT
 
 STEPS = 16
 
@@ -155,7 +156,7 @@ def test_signal_saves_and_leaves_with_75(folder: Path, number: signal.Signals) -
     while process.poll() is None and not (checkpoints / "step-5.ckpt").is_file():
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 75, errors[-3000:]
     line = next(line for line in errors.splitlines() if line.startswith("lightning-genesis:"))
     assert line.startswith(f"lightning-genesis: {number.name}: stopped after step")

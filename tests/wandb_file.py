@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_genesis.runs.wandb_file import read_records, read_rows
+from tests.ranks.command import TIMEOUT
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -13,7 +14,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
     W&B's own process may still be writing when `finish` returns, so this waits for the closing record.
     """
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + TIMEOUT
     while not any(record.WhichOneof("record_type") == "exit" for record in read_records(path)):
         assert time.monotonic() < deadline, f"{path}: the run was not closed"
         time.sleep(0.1)

@@ -339,7 +339,7 @@ def test_two_processes_prepare_synthetic_scenes_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=600)
         process.kill()  # one that waits for another that failed
     assert [process.exitcode for process in processes] == [0, 0]
     ObjectsRoom(root=str(root), synthetic=1).prepare()  # opens and verifies every split

@@ -232,7 +232,7 @@ def test_damage_ends_training_with_one_line(tmp_path: Path, monkeypatch: pytest.
     flip(tmp_path / "train" / "images.npy", 1900)
     dataset = StoreDataset(Store.open(tmp_path / "train", REMEDY))
     for num_workers in (0, 2):
-        loader = DataLoader(dataset, batch_size=5, num_workers=num_workers, collate_fn=lambda batch: batch)
+        loader = DataLoader(dataset, batch_size=5, num_workers=num_workers, collate_fn=list)
         with pytest.raises(DataError) as caught:
             list(loader)
         assert str(caught.value).startswith(f"{tmp_path / 'train' / 'images.npy'}: damaged in the 500 bytes")

@@ -18,6 +18,7 @@ from lightning_genesis.interop.official import import_official, load_official, r
 from lightning_genesis.models import EfficientMORL
 from lightning_genesis.objectives import FixedBeta, SoftplusGECO
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from tests.compare import TOTAL, assert_near
 from tests.interop.official_files import trained_optimizer
 from tests.models.emorl_fixture import CLEVR6, TETROMINOES
 from tests.reference.emorl import official_shapes, official_state
@@ -115,7 +116,7 @@ def test_dual_gru_is_two_grus() -> None:
         gru = nn.GRUCell(z, z)
         parts = {key.rpartition(".")[2]: state[key] for key in state if f".{name}." in key}
         gru.load_state_dict(parts)
-        torch.testing.assert_close(gru(x, hidden), value)
+        assert_near(gru(x, hidden), value)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +139,13 @@ def test_a_file_gives_the_published_numbers(tmp_path: Path) -> None:
     assert isinstance(objective, SoftplusGECO)
     dimensions = 3 * 35**2
     assert objective.goal == -1.224
-    assert objective.goal * dimensions - objective.average.item() == pytest.approx(C_EMA, abs=1e-3)
+    assert_near(objective.goal * dimensions - objective.average, C_EMA, TOTAL, of=objective.average)
     assert objective.beta.item() == BETA
     assert objective.step == 200_000
     assert model.network.step_weights.tolist() == pytest.approx([2.126928, 1.0])
     images = fixture_images(35)
     terms = model.loss_terms(model(images, SineNoise()), images)
-    assert objective(terms, dimensions).item() == pytest.approx(1189.164, rel=1e-5)  # that of training
+    assert_near(objective(terms, dimensions), 1189.164, TOTAL)  # that of training
 
 
 def test_clevr6_takes_our_defaults() -> None:

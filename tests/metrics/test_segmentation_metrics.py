@@ -23,6 +23,7 @@ from lightning_genesis.metrics import (
     segmentation_covering,
     segmentation_metrics,
 )
+from tests.ranks.command import TIMEOUT
 
 KEYS = ["ari", "ari_fg", "msc", "msc_fg", "sc", "sc_fg"]
 ROOT = Path(__file__).parents[2]
@@ -208,7 +209,7 @@ def one_process(rank: int, folder: str) -> dict[str, float]:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=90),
+        timeout=timedelta(seconds=TIMEOUT),
     )
     try:
         prediction, target = label_maps()
@@ -234,7 +235,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     other = subprocess.Popen(command, env=environment)
     try:
         first = one_process(0, str(tmp_path))
-        assert other.wait(timeout=90) == 0
+        assert other.wait(timeout=TIMEOUT) == 0
     finally:
         other.kill()
     second = json.loads((tmp_path / "1.json").read_text())

@@ -552,7 +552,7 @@ def test_floating_point_operations() -> None:
 def test_kernels() -> None:
     """Only the posterior's recurrence, and the prior's inside its one call, are slot by slot."""
     few, many = (count_step(small_model(num_slots)) for num_slots in (5, 10))
-    assert 400 < few.kernels.total() <= 750
+    assert 400 < few.kernels.total() <= 850  # 712 with torch 2.15, 718 with 2.11
     assert 0 < many.kernels.total() - few.kernels.total() <= 5 * 60
     assert count_step(small_model(5), 4).kernels.total() == few.kernels.total()
     for name in ("convolution", "convolution_backward", "native_batch_norm"):

@@ -10,21 +10,9 @@ from torch import Tensor
 
 from lightning_genesis.models import Genesis
 from lightning_genesis.scene import Scene
+from tests.compare import GRADIENT, TOTAL, assert_near, statistics
 from tests.models.genesis_fixture import ForwardNoise, Step, fixture_model, slot_kl, training_step
 from tests.reference import FixtureNoise, images
-
-FORWARD = 1e-4
-"""Relative tolerance of a printed forward value; gradients have 1e-3."""
-
-
-def close(found: Tensor, expected: list[float] | float, tolerance: float = FORWARD) -> None:
-    __tracebackhide__ = True
-    assert found.detach().tolist() == pytest.approx(expected, rel=tolerance)
-
-
-def statistics(tensor: Tensor) -> Tensor:
-    """Mean and population standard deviation over all elements."""
-    return torch.stack([tensor.mean(), tensor.std(correction=0)])
 
 
 @pytest.fixture(scope="module")
@@ -133,27 +121,27 @@ def test_number_of_parameters_by_part() -> None:
 
 
 def test_activations(step: Step, activations: dict[str, Tensor]) -> None:
-    close(statistics(activations["mask_vae.encoder.layers.0"]), [0.00416579, 0.544008])
-    close(statistics(activations["mask_vae.encoder"]), [-0.00192214, 0.280169])
-    close(statistics(activations["mask_vae.decoder"]), [0.0020505, 0.545469])
-    close(statistics(activations["component_vae.encoder.11"]), [0.0022525, 0.387686])
-    close(statistics(activations["component_vae.decoder"]), [-0.0698011, 0.540338])
+    assert_near(statistics(activations["mask_vae.encoder.layers.0"]), [0.00416579, 0.544008])
+    assert_near(statistics(activations["mask_vae.encoder"]), [-0.00192214, 0.280169])
+    assert_near(statistics(activations["mask_vae.decoder"]), [0.0020505, 0.545469])
+    assert_near(statistics(activations["component_vae.encoder.11"]), [0.0022525, 0.387686])
+    assert_near(statistics(activations["component_vae.decoder"]), [-0.0698011, 0.540338])
 
 
 def test_posteriors(step: Step) -> None:
     mean, scale = step.scene.latents["mean"], step.scene.latents["scale"]
-    close(mean[0, 0, :4], [0.11838, -0.389014, -0.254333, 0.0819385])
-    close(scale[0, 0, :4], [0.655395, 0.884746, 0.91161, 1.39245])
-    close(mean[1, 4, :4], [0.00178208, 0.0858721, -0.0579236, 0.0832724])
-    close(mean[0, 0, 64:68], [-0.496022, 0.176732, 0.364554, -0.229035])
-    close(scale[0, 0, 64:68], [0.866043, 1.23669, 1.05824, 0.903608])
+    assert_near(mean[0, 0, :4], [0.11838, -0.389014, -0.254333, 0.0819385])
+    assert_near(scale[0, 0, :4], [0.655395, 0.884746, 0.91161, 1.39245])
+    assert_near(mean[1, 4, :4], [0.00178208, 0.0858721, -0.0579236, 0.0832724])
+    assert_near(mean[0, 0, 64:68], [-0.496022, 0.176732, 0.364554, -0.229035])
+    assert_near(scale[0, 0, 64:68], [0.866043, 1.23669, 1.05824, 0.903608])
 
 
 def test_masks(step: Step) -> None:
     log_masks = step.scene.log_masks
-    close(log_masks[0].exp().mean(dim=(1, 2, 3)), [0.49776, 0.251162, 0.12594, 0.0617431, 0.0633948])
-    close(log_masks[1, :, 0, 30, 40], [-0.234365, -2.03604, -2.92875, -4.17112, -4.65819])
-    torch.testing.assert_close(log_masks.exp().sum(dim=1), torch.ones(2, 1, 64, 64))
+    assert_near(log_masks[0].exp().mean(dim=(1, 2, 3)), [0.49776, 0.251162, 0.12594, 0.0617431, 0.0633948])
+    assert_near(log_masks[1, :, 0, 30, 40], [-0.234365, -2.03604, -2.92875, -4.17112, -4.65819])
+    assert_near(log_masks.exp().sum(dim=1), torch.ones(2, 1, 64, 64), TOTAL)
 
 
 MASK_KL = [
@@ -167,24 +155,24 @@ COMPONENT_KL = [
 
 
 def test_terms(step: Step) -> None:
-    close(step.terms.nll, [8232.48, 8199.02])
+    assert_near(step.terms.nll, [8232.48, 8199.02], TOTAL)
     of_slots = slot_kl(step.model, step.scene)
     for name, expected in (("mask", MASK_KL), ("component", COMPONENT_KL)):
         for found, values in zip(of_slots[name], expected, strict=True):
-            close(found, values)
-        torch.testing.assert_close(step.terms.kl[name].detach(), of_slots[name].sum(dim=1))
+            assert_near(found, values)
+        assert_near(step.terms.kl[name], of_slots[name].sum(dim=1))
 
 
 def test_reconstruction(step: Step) -> None:
     reconstruction = step.scene.reconstruction
-    close(reconstruction.mean(dim=(1, 2, 3)), [0.410156, 0.485548])
-    close(reconstruction[0, :, 10, 20], [0.536299, 0.399731, 0.35956])
+    assert_near(reconstruction.mean(dim=(1, 2, 3)), [0.410156, 0.485548])
+    assert_near(reconstruction[0, :, 10, 20], [0.536299, 0.399731, 0.35956])
 
 
 def test_gradients(step: Step) -> None:
     gradients = {name: parameter.grad for name, parameter in step.model.named_parameters()}
-    close(step.loss, 8258.14)
-    close(step.gradient_norm, 5007.9, 1e-3)
+    assert_near(step.loss, 8258.14, TOTAL)
+    assert_near(step.gradient_norm, 5007.9, GRADIENT)
     for name, expected in (
         ("network.mask_vae.encoder.layers.0.conv.weight", 53.6824),
         ("slot_prior.lstm.weight_ih_l0", 25.0152),
@@ -192,7 +180,7 @@ def test_gradients(step: Step) -> None:
     ):
         gradient = gradients[name]
         assert gradient is not None
-        close(gradient.norm(), expected, 1e-3)
+        assert_near(gradient.norm(), expected, GRADIENT)
     assert [name for name, gradient in gradients.items() if gradient is None or not gradient.any()] == []
 
 
@@ -205,7 +193,7 @@ def test_batch_statistics(step: Step) -> None:
         ("decoder.layers.5.gate_norm.running_mean", [0.0828491, 0.0270321, 0.0254028]),
         ("decoder.layers.5.gate_norm.running_var", [0.966099, 0.930941, 0.944948]),
     ):
-        close(state[name][:3], expected)
+        assert_near(state[name][:3], expected)
 
 
 # ---------------------------------------------------------------- evaluation mode
@@ -213,16 +201,18 @@ def test_batch_statistics(step: Step) -> None:
 
 def test_evaluation(evaluation: Evaluation) -> None:
     scene, latents = evaluation.scene, evaluation.scene.latents
-    close(latents["mean"][0, 0, :4], [-0.10227, -0.106385, -0.0710218, 0.0595264])
-    close(latents["scale"][0, 0, :4], [0.900558, 0.937139, 0.932256, 1.03442])
-    close(latents["mean"][1, 4, :4], [0.0725816, -0.00191443, -0.151915, 0.147845])
-    close(scene.log_masks[0].exp().mean(dim=(1, 2, 3)), [0.505628, 0.249967, 0.123577, 0.0610932, 0.0597351])
-    close(scene.log_masks[1, :, 0, 30, 40], [-0.683754, -1.38638, -2.089, -2.79166, -2.81054])
-    close(latents["mean"][0, 0, 64:68], [-0.40079, 0.144573, 0.466742, -0.15374])
-    close(latents["scale"][0, 0, 64:68], [0.901094, 1.24691, 1.05509, 0.923597])
-    close(evaluation.nll, [8223.84, 8200.49])
-    close(scene.reconstruction.mean(dim=(1, 2, 3)), [0.410296, 0.485342])
-    close(scene.reconstruction[0, :, 10, 20], [0.539953, 0.411004, 0.353398])
+    assert_near(latents["mean"][0, 0, :4], [-0.10227, -0.106385, -0.0710218, 0.0595264])
+    assert_near(latents["scale"][0, 0, :4], [0.900558, 0.937139, 0.932256, 1.03442])
+    assert_near(latents["mean"][1, 4, :4], [0.0725816, -0.00191443, -0.151915, 0.147845])
+    assert_near(
+        scene.log_masks[0].exp().mean(dim=(1, 2, 3)), [0.505628, 0.249967, 0.123577, 0.0610932, 0.0597351]
+    )
+    assert_near(scene.log_masks[1, :, 0, 30, 40], [-0.683754, -1.38638, -2.089, -2.79166, -2.81054])
+    assert_near(latents["mean"][0, 0, 64:68], [-0.40079, 0.144573, 0.466742, -0.15374])
+    assert_near(latents["scale"][0, 0, 64:68], [0.901094, 1.24691, 1.05509, 0.923597])
+    assert_near(evaluation.nll, [8223.84, 8200.49], TOTAL)
+    assert_near(scene.reconstruction.mean(dim=(1, 2, 3)), [0.410296, 0.485342])
+    assert_near(scene.reconstruction[0, :, 10, 20], [0.539953, 0.411004, 0.353398])
 
 
 EVALUATION_MASK_KL = [
@@ -239,7 +229,7 @@ def test_divergences_in_evaluation(evaluation: Evaluation) -> None:
     of_slots = slot_kl(evaluation.model, evaluation.scene)
     for name, expected in (("mask", EVALUATION_MASK_KL), ("component", EVALUATION_COMPONENT_KL)):
         for found, values in zip(of_slots[name], expected, strict=True):
-            close(found, values)
+            assert_near(found, values)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +248,8 @@ def test_divergences_in_evaluation(evaluation: Evaluation) -> None:
 def test_sample(options: dict[str, Any], mean: list[float], pixel: list[float]) -> None:
     picture = fixture_model(**options).eval().sample(2, noise=FixtureNoise()).reconstruction
     # The two samplers differ by 1e-5 to 1e-3, so the printed digits have to agree.
-    assert picture.mean(dim=(1, 2, 3)).tolist() == pytest.approx(mean, abs=2e-6)
-    assert picture[1, :, 5, 50].tolist() == pytest.approx(pixel, abs=4e-6)
+    assert_near(picture.mean(dim=(1, 2, 3)), mean, 4e-6)
+    assert_near(picture[1, :, 5, 50], pixel, 8e-6)
 
 
 # ---------------------------------------------------------------- GENESIS-S
@@ -267,24 +257,24 @@ def test_sample(options: dict[str, Any], mean: list[float], pixel: list[float]) 
 
 def test_genesis_s(step: Step) -> None:
     single = training_step(fixture_model(two_stage=False))
-    torch.testing.assert_close(single.scene.log_masks, step.scene.log_masks)
+    assert_near(single.scene.log_masks, step.scene.log_masks)
     for name, value in single.scene.latents.items():
-        torch.testing.assert_close(value, step.scene.latents[name][:, :, :64])
-    torch.testing.assert_close(single.terms.kl["mask"], step.terms.kl["mask"])
+        assert_near(value, step.scene.latents[name][:, :, :64])
+    assert_near(single.terms.kl["mask"], step.terms.kl["mask"])
     assert list(single.terms.kl) == ["mask"]
-    close(single.terms.nll, [8176.42, 8345.56])
-    close(single.scene.reconstruction.mean(dim=(1, 2, 3)), [0.498441, 0.57687])
-    close(single.scene.reconstruction[0, :, 10, 20], [0.627091, 0.471453, 0.408238])
-    close(single.loss, 8281.81)
-    close(single.gradient_norm, 6526.41, 1e-3)
+    assert_near(single.terms.nll, [8176.42, 8345.56], TOTAL)
+    assert_near(single.scene.reconstruction.mean(dim=(1, 2, 3)), [0.498441, 0.57687])
+    assert_near(single.scene.reconstruction[0, :, 10, 20], [0.627091, 0.471453, 0.408238])
+    assert_near(single.loss, 8281.81, TOTAL)
+    assert_near(single.gradient_norm, 6526.41, GRADIENT)
 
 
 def test_genesis_s_in_evaluation(evaluation: Evaluation) -> None:
     single = evaluate(two_stage=False)
-    torch.testing.assert_close(single.scene.log_masks, evaluation.scene.log_masks)
-    close(single.nll, [8125.16, 8266.76])
-    close(single.scene.reconstruction.mean(dim=(1, 2, 3)), [0.501711, 0.568192])
-    close(single.scene.reconstruction[0, :, 10, 20], [0.605966, 0.499871, 0.413469])
+    assert_near(single.scene.log_masks, evaluation.scene.log_masks)
+    assert_near(single.nll, [8125.16, 8266.76], TOTAL)
+    assert_near(single.scene.reconstruction.mean(dim=(1, 2, 3)), [0.501711, 0.568192])
+    assert_near(single.scene.reconstruction[0, :, 10, 20], [0.605966, 0.499871, 0.413469])
 
 
 # ---------------------------------------------------------------- other sizes and options
@@ -307,9 +297,9 @@ def test_other_sizes_and_options(
     image_size: int, num_slots: int, options: dict[str, Any], err: list[float], loss: float, norm: float
 ) -> None:
     found = training_step(fixture_model(num_slots, image_size, **options))
-    close(found.terms.nll, err)
-    close(found.loss, loss)
-    close(found.gradient_norm, norm, 1e-3)
+    assert_near(found.terms.nll, err, TOTAL)
+    assert_near(found.loss, loss, TOTAL)
+    assert_near(found.gradient_norm, norm, GRADIENT)
 
 
 @pytest.mark.gpu
@@ -317,4 +307,4 @@ def test_reference_on_a_gpu() -> None:
     model = fixture_model().to("cuda")
     batch = images().to("cuda")
     terms = model.loss_terms(model(batch, ForwardNoise()), batch)["genesis"]
-    assert terms.nll.tolist() == pytest.approx([8232.48, 8199.02], rel=1e-3)
+    assert_near(terms.nll, [8232.48, 8199.02], 1e-3)  # TF32

@@ -538,7 +538,7 @@ def test_nothing_waits_for_the_device(options: dict[str, Any]) -> None:
 def test_kernels_and_floating_point_operations() -> None:
     """Of the published model at batch 32; with the image copied K times, 247 GFLOP."""
     counts = step_counts(MONet(5, 64))
-    assert 400 < counts.kernels.total() <= 850
+    assert 400 < counts.kernels.total() <= 1000  # 829
     assert 200e9 < 16 * counts.flops <= 225e9
 
 

@@ -366,7 +366,7 @@ def count_step(model: SlotAttention, batch_size: int = 2) -> Counts:
 )
 def test_nothing_waits_for_the_device(options: dict[str, Any]) -> None:
     counts = count_step(small_model(**options))
-    assert 100 < counts.kernels.total() <= 450
+    assert 100 < counts.kernels.total() <= 550  # 380 to 428 with torch 2.15, 404 to 452 with 2.11
     assert not counts.syncs
     assert not counts.host_reads
 

@@ -1,6 +1,7 @@
 """Numbers of the published implementations of Slot Attention (specification §12, §13)."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from lightning_genesis.interop.slot_attention import slot_attention_key, tensorflow_state
 from lightning_genesis.models import SlotAttention
 from lightning_genesis.scene import Scene
+from tests.compare import DOUBLE, TOTAL, assert_all_near, assert_near
 from tests.models.v2_fixture import gradient
+from tests.reference.float64 import double_precision
 from tests.reference.slot_attention import (
     SineNoise,
     emorl_keys,
@@ -71,12 +74,14 @@ def test_emorl_reference(options: dict[str, Any], loss: float, first: list[float
     images = fixture_images(options["image_size"])
     scene = model(images, SineNoise())
     terms = model.loss_terms(scene, images)["slot_attention"]
-    assert terms.nll.mean().item() == pytest.approx(loss, rel=1e-5)
-    assert scene.latents["slots"][0, :, 0].tolist() == pytest.approx(first, rel=1e-4, abs=2e-6)
+    assert_near(terms.nll.mean(), loss, TOTAL)
+    assert_near(scene.latents["slots"][0, :, 0], first)
 
 
 # ---------------------------------------------------------------- the official model
 
+SLOPE = 1e-8
+"""Central differences with steps of 1e-6 lose half of float64's digits."""
 WIDTHS = {"feature": 6, "slot": 5, "hidden": 7, "decoder": 4, "stages": 1}
 OFFICIAL: dict[str, Any] = {
     "num_slots": 3,
@@ -92,12 +97,15 @@ OFFICIAL: dict[str, Any] = {
 class Official:
     """A tiny official model, its images and its noise."""
 
-    def __init__(self, halvings: int = 0, stages: int = 1) -> None:
+    def __init__(self, halvings: int = 0, stages: int = 1, double: bool = False) -> None:
+        """With images in float64 if `double`; the weights are rounded to float32 in any case."""
         generator = np.random.default_rng(0)
         shapes = tensorflow_shapes(**{**WIDTHS, "stages": stages})
-        self.variables = {name: generator.normal(0.0, 0.4, shape) for name, shape in shapes.items()}
+        drawn = {name: generator.normal(0.0, 0.4, shape) for name, shape in shapes.items()}
+        self.variables = {name: value.astype(np.float32).astype(np.float64) for name, value in drawn.items()}
         self.halvings, self.stages = halvings, stages
-        self.images = generator.uniform(0.0, 1.0, (2, 8, 8, 3)).astype(np.float32)
+        images = generator.uniform(0.0, 1.0, (2, 8, 8, 3)).astype(np.float32)
+        self.images = images.astype(np.float64) if double else images
         self.noise = generator.normal(size=(2, 3, 5)).astype(np.float32)
 
     def forward(self, **changed: np.ndarray) -> dict[str, np.ndarray]:
@@ -121,47 +129,53 @@ class Official:
         return model, torch.from_numpy(self.images).permute(0, 3, 1, 2)
 
 
+def assert_official(official: Official, scene: Scene, nll: torch.Tensor, double: bool) -> None:
+    """Everything that the official model gives, of our scene."""
+    expected = official.forward()
+    found = {
+        "slots": scene.latents["slots"],
+        "components": 2.0 * scene.components.permute(0, 1, 3, 4, 2) - 1.0,
+        "masks": scene.masks.permute(0, 1, 3, 4, 2),
+        "loss": nll,
+    }
+    if official.halvings == 0:
+        assert scene.attention_log_masks is not None
+        found["attention"] = scene.attention_log_masks.exp().flatten(2).transpose(1, 2)
+    common = {name: expected[name] for name in found}
+    assert_all_near(found, common, DOUBLE if double else {"loss": TOTAL})
+
+
+@pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize(("halvings", "stages"), [(0, 1), (1, 2), (2, 1), (3, 0)])
 @torch.no_grad()
-def test_official_model_with_tensorflow_conventions(halvings: int, stages: int) -> None:
-    official = Official(halvings, stages)
-    expected = official.forward()
-    model, images = official.ours()
-    scene: Scene = model(images, official)
-
-    def last(tensor: torch.Tensor) -> np.ndarray:
-        return tensor.permute(0, 1, 3, 4, 2).numpy()
-
-    np.testing.assert_allclose(scene.latents["slots"], expected["slots"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        last(scene.components), 0.5 * (expected["components"] + 1.0), rtol=1e-4, atol=1e-5
-    )
-    np.testing.assert_allclose(last(scene.masks), expected["masks"], rtol=1e-4, atol=1e-5)
-    terms = model.loss_terms(scene, images)["slot_attention"]
-    np.testing.assert_allclose(terms.nll, expected["loss"], rtol=1e-5)
-    if halvings == 0:
-        assert scene.attention_log_masks is not None
-        attention = scene.attention_log_masks.exp().flatten(2).transpose(1, 2)
-        np.testing.assert_allclose(attention, expected["attention"], rtol=1e-4, atol=1e-6)
+def test_official_model_with_tensorflow_conventions(halvings: int, stages: int, double: bool) -> None:
+    official = Official(halvings, stages, double)
+    with double_precision() if double else nullcontext():
+        model, images = official.ours()
+        scene: Scene = model(images, official)
+        terms = model.loss_terms(scene, images)["slot_attention"]
+    assert_official(official, scene, terms.nll, double)
 
 
 def test_gradient_of_every_variable() -> None:
     """Against central differences of the official model in float64, along a random direction each."""
-    official = Official()
-    model, images = official.ours()
-    terms = model.loss_terms(model(images, official), images)["slot_attention"]
-    terms.nll.mean().backward()
+    official = Official(double=True)
+    with double_precision():
+        model, images = official.ours()
+        terms = model.loss_terms(model(images, official), images)["slot_attention"]
+        terms.nll.mean().backward()
     gradients = {name: gradient(p) for name, p in model.named_parameters()}
     generator = np.random.default_rng(1)
     slopes, expected = [], []
     for name, value in official.variables.items():
         direction = generator.normal(size=value.shape)
         zeros = {other: np.zeros_like(v) for other, v in official.variables.items()}
+        direction = direction.astype(np.float32).astype(np.float64)
         ours = tensorflow_state({**zeros, name: direction})
-        slopes.append(math.fsum((gradients[k] * v).sum().item() for k, v in ours.items()))
+        slopes.append(math.fsum((gradients[k] * v.double()).sum().item() for k, v in ours.items()))
         up, down = (official.forward(**{name: value + h * direction})["loss"] for h in (1e-6, -1e-6))
         expected.append((up - down).mean() / 2e-6)
-    np.testing.assert_allclose(slopes, expected, rtol=2e-4, atol=1e-5)
+    assert_near(slopes, expected, SLOPE)
     # The same shift of all queries changes no softmax over slots; everything else matters.
     flat = {name for name, slope in zip(official.variables, expected, strict=True) if abs(slope) < 1e-5}
     assert flat == {"slot_attention/norm_slots/beta"}

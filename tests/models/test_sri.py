@@ -470,16 +470,20 @@ def test_floating_point_operations(counts: Counts) -> None:
 
 
 def test_kernels(counts: Counts) -> None:
-    """At most 1450 forward and backward; the plain formulation needs 5993."""
-    assert 500 < counts.kernels.total() <= 1450
+    """1321 forward and backward with torch 2.15, 1327 with 2.11; the plain formulation needs 5993."""
+    assert 500 < counts.kernels.total() <= 1600
     few, many = (count_step(SRI(3, 32, **SMALL), size).kernels for size in (2, 5))
     assert few == many
 
 
-def test_one_lstm_call_where_the_inputs_are_known(counts: Counts) -> None:
+def test_one_lstm_call_where_the_inputs_are_known() -> None:
     """The prior and the posterior at known slots; the imagined ones come one after the other."""
-    assert counts.kernels["mkldnn_rnn_layer"] == 9 + 2
-    assert counts.kernels["argmin"] == 9
+    model, calls = SRI(9, 32, **SMALL), []
+    for part in model.modules():
+        if isinstance(part, nn.LSTM):
+            part.register_forward_hook(lambda *_: calls.append(1))
+    assert count_step(model, 2).kernels["argmin"] == 9
+    assert len(calls) == 9 + 2
 
 
 def test_slots_cost_kernels_only_where_they_must() -> None:

@@ -218,7 +218,7 @@ def test_nothing_waits_for_the_device(decoder: str) -> None:
         terms = model.loss_terms(model(images), images)
         model.objective(terms, num_dimensions=images[0].numel()).backward()
         model.objective.update()
-    assert 100 < counts.kernels.total() <= 250
+    assert 100 < counts.kernels.total() <= 300  # 202 and 221
     assert not counts.syncs
     assert not counts.host_reads
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from lightning_genesis.models import VAE
 from lightning_genesis.models.vae import DecoderName
+from tests.compare import GRADIENT, TOTAL, assert_near, statistics
 from tests.models.vae_fixture import Step, fixture_model, training_step
 from tests.reference import FixtureNoise
 
-FORWARD = 1e-4
-"""Relative tolerance of a printed forward value; gradients have 1e-3."""
 EXPECTED: dict[str, dict[str, Any]] = {
     "deconv": {
         "features": [-0.00569478, 0.0296951],
@@ -37,16 +36,6 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "sample_pixel": [0.515127, 0.365748, 0.508236],
     },
 }
-
-
-def close(found: Tensor, expected: list[float] | float, tolerance: float = FORWARD) -> None:
-    __tracebackhide__ = True
-    assert found.detach().tolist() == pytest.approx(expected, rel=tolerance)
-
-
-def statistics(tensor: Tensor) -> Tensor:
-    """Mean and population standard deviation over all elements."""
-    return torch.stack([tensor.mean(), tensor.std(correction=0)])
 
 
 @pytest.fixture(scope="module", params=["deconv", "broadcast"])
@@ -94,38 +83,38 @@ def test_number_of_parameters(image_size: int, decoder: DecoderName, expected: i
 
 def test_encoder(step: tuple[Step, dict[str, Tensor], dict[str, Any]]) -> None:
     taken, seen, _ = step
-    close(statistics(seen["encoder"]), [-0.00361351, 0.0328645])
-    close(statistics(taken.scene.latents["mean"]), [0.00410947, 0.063282])
-    close(taken.scene.latents["scale"].square().mean(), 0.95564)
+    assert_near(statistics(seen["encoder"]), [-0.00361351, 0.0328645])
+    assert_near(statistics(taken.scene.latents["mean"]), [0.00410947, 0.063282])
+    assert_near(taken.scene.latents["scale"].square().mean(), 0.95564)
 
 
 def test_decoder(step: tuple[Step, dict[str, Tensor], dict[str, Any]]) -> None:
     _, seen, expected = step
-    close(statistics(seen["features"]), expected["features"])
+    assert_near(statistics(seen["features"]), expected["features"])
     if "broadcast" in seen:
-        close(statistics(seen["broadcast"]), [0.0865147, 0.487794])
+        assert_near(statistics(seen["broadcast"]), [0.0865147, 0.487794])
         assert torch.equal(F.elu(seen["broadcast"]), seen["features"])
 
 
 def test_terms(step: tuple[Step, dict[str, Tensor], dict[str, Any]]) -> None:
     taken, _, expected = step
-    close(taken.terms.nll, expected["err"])
-    close(taken.terms.kl["latent"], [0.316127, 0.490443])
-    close(taken.scene.reconstruction.mean(dim=(1, 2, 3)), expected["mean"])
-    close(taken.scene.reconstruction[0, :, 10, 20], expected["pixel"])
+    assert_near(taken.terms.nll, expected["err"], TOTAL)
+    assert_near(taken.terms.kl["latent"], [0.316127, 0.490443])
+    assert_near(taken.scene.reconstruction.mean(dim=(1, 2, 3)), expected["mean"])
+    assert_near(taken.scene.reconstruction[0, :, 10, 20], expected["pixel"])
 
 
 def test_gradients(step: tuple[Step, dict[str, Tensor], dict[str, Any]]) -> None:
     taken, _, expected = step
-    close(taken.loss, expected["loss"])
-    close(taken.gradient_norm, expected["norm"], 1e-3)
+    assert_near(taken.loss, expected["loss"], TOTAL)
+    assert_near(taken.gradient_norm, expected["norm"], GRADIENT)
 
 
 @pytest.mark.parametrize("decoder", ["deconv", "broadcast"])
 def test_sample(decoder: DecoderName) -> None:
     picture = fixture_model(decoder).eval().sample(2, noise=FixtureNoise()).reconstruction
-    close(picture.mean(dim=(1, 2, 3)), EXPECTED[decoder]["sample_mean"])
-    close(picture[1, :, 5, 50], EXPECTED[decoder]["sample_pixel"])
+    assert_near(picture.mean(dim=(1, 2, 3)), EXPECTED[decoder]["sample_mean"])
+    assert_near(picture[1, :, 5, 50], EXPECTED[decoder]["sample_pixel"])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +130,6 @@ def test_other_sizes(
     image_size: int, decoder: DecoderName, err: list[float], loss: float, norm: float
 ) -> None:
     found = training_step(fixture_model(decoder, image_size))
-    close(found.terms.nll, err)
-    close(found.loss, loss)
-    close(found.gradient_norm, norm, 1e-3)
+    assert_near(found.terms.nll, err, TOTAL)
+    assert_near(found.loss, loss, TOTAL)
+    assert_near(found.gradient_norm, norm, GRADIENT)

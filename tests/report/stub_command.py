@@ -44,10 +44,15 @@ def leave(behaviour: str, folder: Path) -> int:
     if behaviour == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     received: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        received.append(number)
+        (folder / "heard").touch()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: received.append(number))
+        signal.signal(number, hear)
     (folder / "waiting").touch()
-    for _ in range(3000):
+    for _ in range(60_000):  # ten minutes: a busy machine is no failure
         time.sleep(0.01)
         if received and behaviour == "wait":
             return 75

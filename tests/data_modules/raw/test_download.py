@@ -16,7 +16,9 @@ from data_modules.store import DataError
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = {"attempts": 3, "timeout": 0.4, "pause": 0.01, "min_rate": 1000.0}
+QUICK = {"attempts": 3, "timeout": 60.0, "pause": 0.01, "min_rate": 1.0}
+"""Only the pauses are short: a busy machine is no failure."""
+IMPATIENT = QUICK | {"timeout": 0.4, "min_rate": 1000.0}
 
 
 class Server:
@@ -243,19 +245,21 @@ def test_a_web_page_instead(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("headers_first", [False, True])
 def test_silence_ends(server: Server, tmp_path: Path, headers_first: bool) -> None:
+    over, waited_in_vain = threading.Event(), list[bool]()
+
     def silent(handler: BaseHTTPRequestHandler) -> bool:
         if headers_first:
             handler.send_response(200)
             handler.send_header("Content-Length", "1000")
             handler.end_headers()
-        time.sleep(1.0)
+        waited_in_vain.append(not over.wait(600.0))
         return True
 
     server.answer = silent
-    start = time.monotonic()
     with pytest.raises(DataError, match="3 times in a row"):
-        download(raw_file(server), tmp_path, **QUICK)
-    assert time.monotonic() - start < 20
+        download(raw_file(server), tmp_path, **IMPATIENT)
+    assert waited_in_vain == [], "the silence was still going on"
+    over.set()
 
 
 def test_bytes_that_come_too_slowly(server: Server, tmp_path: Path) -> None:
@@ -271,11 +275,9 @@ def test_bytes_that_come_too_slowly(server: Server, tmp_path: Path) -> None:
         return True
 
     server.answer = slow
-    start = time.monotonic()
-    download(raw_file(server), tmp_path, **QUICK)
+    download(raw_file(server), tmp_path, **IMPATIENT | {"attempts": 100})
     check_whole(tmp_path)
     assert server.requests[1] is not None, "what had come is kept"
-    assert time.monotonic() - start < 20
 
 
 def test_no_server_at_all(server: Server, tmp_path: Path) -> None:
