@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 import pytorch_lightning as pl
 import torch
 
-from lightning_genesis.experiment import ExperimentCLI
+from lightning_genesis.commands.fit import ExperimentCLI
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SCORES = ("ari_fg", "ari_fg_attention", "ari", "ari_attention", "msc_fg", "msc_fg_attention", "mse", "elbo")
