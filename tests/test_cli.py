@@ -418,3 +418,22 @@ def test_a_moved_run_goes_on_from_anywhere(
     assert main(["fit", "--config", str(folder / "tiny.yaml"), *args, *places, "--ckpt_path", "last"]) == 0
     moved = weights(tmp_path / "elsewhere/moved/checkpoints/last.ckpt")
     assert_equal_states(weights(trained / "checkpoints/last.ckpt"), moved)
+
+
+@pytest.mark.parametrize(("section", "kind"), [("model", "SRI"), ("data", "Clevr6")])
+def test_help_shows_every_option_with_its_text(
+    capsys: pytest.CaptureFixture[str], section: str, kind: str
+) -> None:
+    """Also those that a constructor only hands on."""
+    with pytest.raises(SystemExit) as left:
+        main(["fit", f"--{section}.help", kind])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    expected = {
+        "model": ("of the optimiser. (type: float", "its own options by name: betas", "balances the terms"),
+        "data": ("folder for prepared data. (type: str", "images per training step over all ranks.", "subset"),
+    }
+    for words in expected[section]:
+        assert words in text
+    assert "see `S" not in text
+    assert "--model.num_slots" not in text or "comes from the data" in text
