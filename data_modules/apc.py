@@ -14,8 +14,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from data_modules.base import Split
 from data_modules.raw.archives import FolderTree, Tree, ZipTree
-from data_modules.raw.download import RawFile
 from data_modules.raw.pictures import read_picture
+from data_modules.raw.raw_file import ZIP, RawFile
 from data_modules.raw_source import RawSceneDataModule, first_of_each
 from data_modules.store import Arrays, DataError
 from data_modules.threads import in_order
@@ -105,7 +105,7 @@ class APC(RawSceneDataModule):
     def raw_files(self) -> list[RawFile]:
         """The one archive."""
         url = f"http://3dvision.princeton.edu/projects/2016/apc/downloads/{ARCHIVE}"
-        return [RawFile(ARCHIVE, url, about_bytes=130 * 10**9)]
+        return [RawFile(ARCHIVE, url, about_bytes=130 * 10**9, format=ZIP)]
 
     def prepare(self) -> None:
         """Make the stores that are missing and check the others.

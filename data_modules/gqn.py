@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_modules.base import Batch, Split, StorePlan, make_batch
-from data_modules.raw.download import RawFile
 from data_modules.raw.pictures import read_picture
+from data_modules.raw.raw_file import TFRECORD, RawFile
 from data_modules.raw.tfrecord import Example, count_records, read_examples
 from data_modules.raw_source import RawSceneDataModule, first_of_each
 from data_modules.store import Arrays, DataError, Store
@@ -161,7 +161,7 @@ class GQN(RawSceneDataModule):
         """The shards."""
         about = SCENES_PER_SHARD * _SCENE_BYTES
         names = [name for part in self._published_shards().values() for name in part]
-        return [RawFile(name, f"{_URL}/{name}", about_bytes=about) for name in names]
+        return [RawFile(name, f"{_URL}/{name}", about_bytes=about, format=TFRECORD) for name in names]
 
     def check_raw(self, folder: Path) -> None:
         """Check that there are shards.

@@ -1,6 +1,7 @@
 """What DeepMind's Multi-Object Datasets share: one gzip TFRecord each, entity masks, splits in file order."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_modules.base import Split
-from data_modules.raw.download import RawFile
+from data_modules.raw.raw_file import GZIP, RawFile
 from data_modules.raw.tfrecord import Example, count_records, read_examples
 from data_modules.raw_source import RawSceneDataModule, share_out
 from data_modules.store import Arrays, DataError
@@ -77,7 +78,7 @@ class MultiObjectDataModule(RawSceneDataModule):
 
     def raw_files(self) -> list[RawFile]:
         """The published file."""
-        return [self.file]
+        return [replace(self.file, format=GZIP)]
 
     def tags(self) -> list[str]:
         """The subset, if there is one."""

@@ -11,15 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pytorch_lightning.utilities import rank_zero_warn
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset
 
 from data_modules.base import (
@@ -33,7 +25,8 @@ from data_modules.base import (
     size_text,
 )
 from data_modules.preview import scene_grid
-from data_modules.raw.download import RawFile, download, file_record
+from data_modules.raw.fetch import fetch, with_way_out
+from data_modules.raw.raw_file import RawFile
 from data_modules.store import (
     PARTIAL,
     Arrays,
@@ -233,9 +226,21 @@ class RawSceneDataModule(SceneDataModule):
     def _make_stores(self, plans: Mapping[Split, StorePlan]) -> None:
         console = Console(stderr=True)
         self._say_sizes(console, plans)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         files = self._get_raw(console)
-        folder = self.unpack(self._raw_folder())
+        unpacked = None
+        try:
+            folder = unpacked = self.unpack(self._raw_folder())
+            self._convert(console, plans, folder, files)
+        except DataError as error:
+            raise with_way_out(error, self._ours(unpacked)) from error
+        picture = self._write_preview()
+        console.print(f"{self.name}: a look at it: {picture}", highlight=False, soft_wrap=True)
+
+    def _convert(
+        self, console: Console, plans: Mapping[Split, StorePlan], folder: Path, files: list[dict[str, Any]]
+    ) -> None:
+        """Make the stores out of the readable files in a folder."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             counting = progress.add_task(f"{self.name}: looking through the files", total=None)
             sizes = self.split_sizes(folder)
@@ -266,8 +271,16 @@ class RawSceneDataModule(SceneDataModule):
                 written.add(split)
             for split in plans.keys() - written:
                 raise DataError(f"{folder}: no image for {split}; give more of the publisher's files")
-        picture = self._write_preview()
-        console.print(f"{self.name}: a look at it: {picture}", highlight=False, soft_wrap=True)
+
+    def _ours(self, unpacked: Path | None) -> list[Path]:
+        """What was fetched or unpacked by us and can be made anew."""
+        folder = self._raw_folder()
+        if self.synthetic is not None:
+            return [folder]
+        ours = [] if unpacked is None or unpacked == folder else [unpacked]
+        if self.raw is None:
+            ours += [folder / file.name for file in self.raw_files()]
+        return ours
 
     def note(self, sizes: Mapping[Split, int]) -> str | None:
         """What has to be said with results: kept in the manifest, and given as a warning by every run."""
@@ -341,15 +354,8 @@ class RawSceneDataModule(SceneDataModule):
             if not folder.is_dir():
                 raise DataError(f"raw: {self.raw}: no such folder, expected one with {self._file_names()}")
             self.check_raw(folder)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        records = []
-        with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-            for file in self.raw_files():
-                if self.raw is None:
-                    download(file, folder, progress, remedy=self._by_hand())
-                if (folder / file.name).is_file():
-                    records.append(file_record(file, folder, progress))
-        return records
+        remedy = None if self.raw is not None else self._by_hand()
+        return fetch(self.raw_files(), folder, console, remedy)
 
     def check_raw(self, folder: Path) -> None:
         """Check that the files which the user has are there, by the publisher's names.
@@ -358,7 +364,7 @@ class RawSceneDataModule(SceneDataModule):
             DataError: if one is missing.
         """
         for file in self.raw_files():
-            if not (folder / file.name).is_file():
+            if not file.optional and not (folder / file.name).is_file():
                 raise DataError(f"{folder / file.name}: missing, expected the publisher's file of {file.url}")
 
     def _file_names(self) -> str:

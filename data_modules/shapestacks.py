@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_modules.base import SPLITS, Split
 from data_modules.raw.archives import Limits, read_file, unpack_all
-from data_modules.raw.download import RawFile
 from data_modules.raw.pictures import read_picture
+from data_modules.raw.raw_file import CHECKSUM, GZIP, RawFile
 from data_modules.raw_source import RawSceneDataModule, first_of_each
 from data_modules.store import Arrays, DataError
 from data_modules.threads import in_order
@@ -149,11 +149,15 @@ class ShapeStacks(RawSceneDataModule):
         return 4 * self.image_size**2 + 3 * 8
 
     def raw_files(self) -> list[RawFile]:
-        """Lists, pictures and instance maps, and the publisher's checksums of each."""
-        sums = [RawFile(f"{name}.md5", f"{_URL}/{name}.md5", about_bytes=60) for name in _ARCHIVES]
-        return sums + [
-            RawFile(name, f"{_URL}/{name}", about_bytes=size) for name, (size, _) in _ARCHIVES.items()
-        ]
+        """Lists, pictures and instance maps, and before them the publisher's checksums of each."""
+        files = []
+        for name, (size, _) in _ARCHIVES.items():
+            sums = f"{name.partition('.')[0]}.md5"
+            files.append(RawFile(sums, f"{_URL}/{sums}", about_bytes=60, format=CHECKSUM, optional=True))
+            # the second name is what one may have called it oneself
+            names = (sums, f"{name}.md5")
+            files.append(RawFile(name, f"{_URL}/{name}", about_bytes=size, format=GZIP, checksum_names=names))
+        return files
 
     def check_raw(self, folder: Path) -> None:
         """Check that the archives are there, or what is in them.
@@ -179,7 +183,7 @@ class ShapeStacks(RawSceneDataModule):
         if self.synthetic is not None or (folder / "splits").is_dir():
             return folder
         limits = {name: limits for name, (_, limits) in _ARCHIVES.items()}
-        return unpack_all(self.name, folder, Path(self.root), limits, _place, _published_md5)
+        return unpack_all(self.name, folder, Path(self.root), limits, _place)
 
     def scenarios(self, folder: Path) -> dict[Split, list[Scenario]]:
         """Scenarios of each split in the lists' order.
@@ -309,18 +313,6 @@ def _place(name: str) -> str | None:
     """Where a member of an archive goes, if it is needed."""
     match = _NEEDED.search(name)
     return match[1] if match else None
-
-
-def _published_md5(archive: Path) -> str | None:
-    """The checksum in a file `<archive>.md5`, if it is there."""
-    path = archive.with_name(f"{archive.name}.md5")
-    if not path.is_file():
-        return None
-    text = read_file(path, 4096).decode("utf-8", "replace")
-    match = re.search(r"\b[0-9a-fA-F]{32}\b", text)
-    if match is None:
-        raise DataError(f"{path}: found {text[:60]!r}, expected an MD5 checksum")
-    return match[0].lower()
 
 
 def _roots(folder: Path) -> list[Path]:

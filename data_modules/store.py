@@ -54,7 +54,9 @@ class DataError(Exception):
 
     def __init__(self, message: str) -> None:
         # raised in a loader's process it comes back with a traceback around it, of which our line is the last
-        super().__init__(message.rstrip().rpartition("DataError: ")[2])
+        message = message.rstrip().rpartition("DataError: ")[2]
+        # names of files may have anything in them: one line, that every terminal and log can take
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 def chunk_checksums(path: Path, chunk_bytes: int) -> list[int]:

@@ -8,7 +8,6 @@ sizes are claimed, except for the list of a zip file's members (about 1 kB each)
 import bz2
 import errno
 import gzip
-import hashlib
 import os
 import shutil
 import stat
@@ -25,6 +24,7 @@ from rich.console import Console
 
 from data_modules.base import free_bytes, size_text
 from data_modules.store import DataError, give_name, remove_leftovers
+from lightning_genesis.storage.files import open_regular
 
 UNPACKING = 600.0
 """Seconds without a new file after which what is half unpacked, up to 33 GB, has been left behind."""
@@ -54,7 +54,6 @@ def unpack(
     target: Path,
     place: Callable[[str], str | None],
     limits: Limits,
-    md5: str | None = None,
 ) -> None:
     """Unpack a tar archive, plain, gzip or bzip2, to a new folder that appears when it is whole.
 
@@ -63,11 +62,10 @@ def unpack(
         target: the folder to make.
         place: a member's path to its path below `target`, or None for a member that is not needed.
         limits: what the archive may claim.
-        md5: the publisher's checksum of the file, if there is one.
 
     Raises:
-        DataError: if the file is missing, damaged, cut off, no such archive, has another checksum, a member
-            that is not allowed, nothing that is needed, or the disk is too small; nothing is left behind.
+        DataError: if the file is missing, damaged, cut off, no such archive, has a member that is not
+            allowed, nothing that is needed, or the disk is too small; nothing is left behind.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, UNPACKING)
@@ -83,10 +81,8 @@ def unpack(
     folder = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     folder.mkdir()
     try:
-        with open(archive, "rb") as file:
-            found = _unpack_into(folder, _Hashed(file), archive, place, limits)
-        if md5 is not None and found != md5:
-            raise DataError(f"{archive}: MD5 {found}, expected {md5}; the file is damaged, get it again")
+        with open_regular(archive) as file:
+            _unpack_into(folder, file, archive, place, limits)
         if not any(folder.iterdir()):
             raise DataError(
                 f"{archive}: has none of the files expected; is it the archive of another dataset?"
@@ -104,7 +100,6 @@ def unpack_all(
     root: Path,
     archives: Mapping[str, Limits],
     place: Callable[[str], str | None],
-    md5: Callable[[Path], str | None] = lambda archive: None,
 ) -> Path:
     """Unpack a dataset's archives, each to a folder of its own in `root/raw/<name>-unpacked-...`.
 
@@ -116,7 +111,6 @@ def unpack_all(
         root: the data module's.
         archives: file names, and what each may claim.
         place: as in `unpack`.
-        md5: gives the publisher's checksum of an archive, if there is one.
 
     Returns:
         The folder of these folders.
@@ -134,34 +128,21 @@ def unpack_all(
         done = target / archive.partition(".")[0]
         if not done.exists():
             with console.status(f"{name}: unpacking {archive} to {target}", spinner="dots"):
-                unpack(folder / archive, done, place, limits, md5(folder / archive))
+                unpack(folder / archive, done, place, limits)
     return target
 
 
-class _Hashed:
-    """A file that keeps the MD5 of what was read; `start` is its beginning."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.start = file.read(8)
-        file.seek(0)
-        self._file = file
-        self.md5 = hashlib.md5(usedforsecurity=False)
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self.md5.update(data)
-        return data
-
-
 def _unpack_into(
-    folder: Path, file: _Hashed, archive: Path, place: Callable[[str], str | None], limits: Limits
-) -> str:
-    """Write the members that are needed; returns the MD5 of the whole file."""
+    folder: Path, file: IO[bytes], archive: Path, place: Callable[[str], str | None], limits: Limits
+) -> None:
+    """Write the members that are needed."""
+    start = file.read(8)
+    file.seek(0)
     stream: Any = file
-    if file.start.startswith(_GZIP):
-        stream = gzip.GzipFile(fileobj=stream)
-    elif file.start.startswith(_BZIP2):
-        stream = bz2.BZ2File(stream)
+    if start.startswith(_GZIP):
+        stream = gzip.GzipFile(fileobj=file)
+    elif start.startswith(_BZIP2):
+        stream = bz2.BZ2File(file)
     for name, content in _members(stream, archive, limits):
         path = place(name)
         if path is None:
@@ -176,9 +157,6 @@ def _unpack_into(
             raise DataError(
                 f"{archive}: {name!r}: is there twice, expected once; get the file again"
             ) from error
-    while file.read(BLOCK_BYTES):
-        pass
-    return file.md5.hexdigest()
 
 
 def _members(stream: Any, archive: Path, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -368,6 +346,7 @@ class ZipTree:
         self.path = path
         self._limit = member_bytes
         try:
+            open_regular(path).close()
             self._file = zipfile.ZipFile(path)
         except Exception as error:  # for rubbish the parser may raise anything
             raise _unreadable(path, error) from error
@@ -411,7 +390,7 @@ def read_file(path: Path, limit: int) -> bytes:
         DataError: if it cannot be read, or has more than `limit` bytes.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise DataError(f"{path}: not readable ({error.strerror or error}), expected a file") from error

@@ -1,45 +1,47 @@
-"""Downloads that go on where they were: range requests, retries, checksums."""
+"""Downloads that go on where they were: range requests, retries, checksums, and no trust in the answer."""
 
+import errno
 import fcntl
-import hashlib
+import gzip
 import http.client
 import json
 import os
 import re
+import shutil
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from email.message import Message
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from data_modules.raw.raw_file import GZIP, START_BYTES, RawFile, Version, digests, file_record
 from data_modules.store import DataError
-from lightning_genesis.storage.files import replacing, sync_folder, to_disk
+from lightning_genesis.storage.files import replacing, sync_folder
+
+__all__ = ["RawFile", "download", "file_record"]
 
 BLOCK_BYTES = 2**18
 _FATAL = range(400, 500)
 _PASSING = frozenset((408, 425, 429))  # time-out, too early, too many requests
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """A publisher's file."""
-
-    name: str
-    """Path below the folder of raw files, in the publisher's naming."""
-    url: str
-    bytes: int | None = None
-    """Exact size, where it is known."""
-    about_bytes: int | None = None
-    """What the publisher says of the size."""
-    sha256: str | None = None
-    md5: str | None = None
+_PAGES = frozenset(("text/html", "application/xhtml+xml"))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_NUMBER = "[0-9]{1,18}"
+_RANGE = re.compile(rf"bytes ({_NUMBER})-{_NUMBER}/({_NUMBER}|\*)")
 
 
 class _Interrupted(Exception):
     """A transfer ended before the file did; to try again may help."""
+
+
+class _Refused(Exception):
+    """The server does not give the file, or something else; to try again will not help."""
 
 
 def download(
@@ -55,8 +57,9 @@ def download(
 ) -> Path:
     """Bring a file to `folder`, unless it is there.
 
-    What has arrived is kept in `<name>.part` and a later call, of another process too, asks for the rest. A
-    server that ignores this, or whose file has changed, is read from the beginning.
+    What has arrived is kept in `<name>.part` and a later call, of another process too, asks for the rest,
+    where the server says by which it can be told that it is the rest of the same file. A server that ignores
+    this, or whose file has changed, is read from the beginning.
 
     Args:
         file: what to get.
@@ -72,71 +75,148 @@ def download(
         The file.
 
     Raises:
-        DataError: if the server refuses, sends something else, or nothing any more; or if another process is
+        DataError: if the server refuses, sends something else, or nothing any more; if the disk is full or
+            the folder not writable; if something else has the file's name; or if another process is
             downloading the file.
     """
     target = folder / file.name
-    if target.exists():
+    if os.path.lexists(target):
+        _check_there(file, target, remedy)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_name(f"{target.name}.part"), "ab") as part:
+    part = target.with_name(f"{target.name}.part")
+    with _writing(part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        output = _open_part(part)
+    with output:
         try:
-            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{part.name}: another process is downloading it; wait for that one") from error
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(output.fileno()), os.stat(part))
+        except OSError:
+            same = False
         if target.exists():  # the other process was quicker
             return target
-        transfer = _Transfer(file, part, progress, timeout, min_rate)
-        transfer.resume()
-        for wrong_before in (False, True):
-            _complete(transfer, attempts, pause, remedy)
-            problem = _problem(file, Path(part.name), transfer.count)
-            if problem is None:
-                break
-            # the pieces of two attempts may not belong together: once more from the beginning
-            transfer.restart()
-            if wrong_before:
-                raise DataError(f"{file.url}: {problem}; {remedy}")
-        to_disk(part)
-        os.replace(part.name, target)
-        transfer.forget()
-        sync_folder(target.parent)
+        if not same:
+            raise DataError(f"{part}: another process is downloading it; wait for that one")
+        transfer = _Transfer(file, output, progress, timeout, min_rate)
+        try:
+            whole = _fetch(transfer, attempts, pause, remedy)
+            with _writing(part), open(whole, "rb") as content:
+                os.fsync(content.fileno())
+                os.replace(whole, target)
+            transfer.count = 0
+        finally:
+            transfer.tidy()
+        with _writing(part):
+            sync_folder(target.parent)
     return target
 
 
+def _check_there(file: RawFile, target: Path, remedy: str) -> None:
+    """See that what has the file's name may be it.
+
+    Raises:
+        DataError: if it cannot.
+    """
+    try:
+        problem = file.look_problem(target)
+    except OSError as error:
+        problem = f"{error.strerror}, expected the publisher's file"
+    if problem is not None:
+        raise DataError(f"{target}: {problem}; remove it and run the same command again, {remedy}")
+
+
+def _fetch(transfer: "_Transfer", attempts: int, pause: float, remedy: str) -> Path:
+    """Get the whole file; returns where it is.
+
+    Raises:
+        DataError: if it is not to be had.
+    """
+    for last in (False, True):
+        _complete(transfer, attempts, pause, remedy)
+        whole, problem = transfer.content()
+        if problem is None:
+            return whole
+        # the pieces of two attempts may not belong together: once more from the beginning
+        transfer.restart()
+        if last:
+            break
+    raise DataError(f"{transfer.file.url}: {problem}; {remedy}")
+
+
 def _complete(transfer: "_Transfer", attempts: int, pause: float, remedy: str) -> None:
-    """Repeat until the whole file is there.
+    """Repeat until all bytes are there.
 
     Raises:
         DataError: if that does not help.
     """
-    failures = 0
+    failures, best = 0, transfer.count
+    url = transfer.file.url
     while True:
-        before = transfer.count
         try:
             return transfer.run()
         except _Interrupted as error:
             # drops of bytes now and then are no way to get a file
-            failures = 1 if transfer.count - before > transfer.least else failures + 1
+            failures = 1 if transfer.count > best + transfer.least else failures + 1
+            best = max(best, transfer.count)
             if failures >= attempts:
+                kept = "run the same command again to go on there"
+                if not transfer.resumable:
+                    kept = "the server gives no way to go on there"
                 raise DataError(
-                    f"{transfer.file.url}: {error}, {failures} times in a row; {transfer.count:,} bytes are "
-                    f"here: run the same command again to go on there, {remedy}"
+                    f"{url}: {error}, {failures} times in a row; {transfer.count:,} bytes are here: {kept}, "
+                    f"{remedy}"
                 ) from error
-        except DataError as error:
-            raise DataError(f"{error}; {remedy}") from error
+        except _Refused as error:
+            raise DataError(f"{url}: {error}; {remedy}") from error
         time.sleep(pause * 2 ** (failures - 1))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tells what went wrong on this machine from what went wrong on the way.
+
+    Raises:
+        DataError: for an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _full(path) from error
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{path}: not writable ({reason}); choose another `root`") from error
+
+
+def _full(path: Path) -> DataError:
+    return DataError(
+        f"{path}: the disk is full; what has come is kept: free space and run the same command again"
+    )
+
+
+def _take(packed: gzip.GzipFile, count: int) -> bytes:
+    """Some bytes of a gzip file; what is wrong with it is not an `OSError`, as what is wrong with a disk."""
+    try:
+        return packed.read(count)
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise EOFError(str(error)) from error
+
+
+def _open_part(path: Path) -> Any:
+    # without a buffer: after an error nobody knows what is still in it
+    return open(path, "ab", buffering=0)
 
 
 class _Transfer:
     """One file on its way: what has arrived and what it is a part of."""
 
     def __init__(
-        self, file: RawFile, part: IO[bytes], progress: Progress | None, timeout: float, min_rate: float
+        self, file: RawFile, part: Any, progress: Progress | None, timeout: float, min_rate: float
     ) -> None:
         self.file = file
         self.count = 0
+        """Bytes that are known to be in the part, and right."""
         self._part = part
+        self._path = Path(part.name)
         self._progress = progress
         self._task: TaskID | None = None
         if progress is not None:
@@ -144,43 +224,94 @@ class _Transfer:
         self.least = timeout * min_rate  # bytes that make an attempt worth its time
         self._timeout, self._min_rate = timeout, min_rate
         self._notes = Path(f"{part.name}.json")
-        self._version: str | None = None  # what the server calls the state of its file
+        self._unpacked = self._path.with_suffix(".unpacked")
+        self._version = Version()
+        self._looked = False
+        self._take_up()
 
-    def resume(self) -> None:
+    @property
+    def resumable(self) -> bool:
+        """Whether pieces of two answers may be joined: if it is certain, or will be seen."""
+        return self._version.validator is not None or self.file.has_checksum
+
+    def _take_up(self) -> None:
         """Take up what an earlier process has left, if it is known what it belongs to."""
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             notes = json.loads(self._notes.read_text(encoding="utf-8"))
-            if notes["url"] == self.file.url:
-                self._version = notes["version"]
-                self.count = self._part.seek(0, os.SEEK_END)
+            self._version = Version(**notes["version"])
+            if notes["url"] == self.file.url and self.resumable:
+                self.count = os.fstat(self._part.fileno()).st_size
                 return
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
         self.restart()
 
     def restart(self) -> None:
-        """Forget what has arrived."""
-        self._part.truncate(0)
-        self._part.seek(0)
-        self.count, self._version = 0, None
+        """Forget what has arrived.
 
-    def forget(self) -> None:
-        """Remove the notes about the part."""
-        self._notes.unlink(missing_ok=True)
+        Raises:
+            DataError: if that cannot be written.
+        """
+        self.count, self._version, self._looked = 0, Version(), False
+        self._cut()
+
+    def _cut(self) -> None:
+        """Leave nothing in the part but what is known to be right."""
+        with _writing(self._path):
+            self._part.truncate(self.count)
+
+    def tidy(self) -> None:
+        """Remove what is of no more use, or no use to go on with."""
+        with suppress(OSError):
+            self._unpacked.unlink(missing_ok=True)
+            if not self.count:
+                self._notes.unlink(missing_ok=True)
+                self._path.unlink(missing_ok=True)
+
+    def content(self) -> tuple[Path, str | None]:
+        """Where the whole file is, now that all bytes are here, and why it is not the publisher's.
+
+        Raises:
+            DataError: if it cannot be unpacked for want of space.
+        """
+        try:
+            path = self._unpack() if self._version.packed else self._path
+            if (problem := self.file.look_problem(path)) is None and self.file.has_checksum:
+                problem = self.file.checksum_problem(*digests(path, None, self.file.md5 is not None))
+            return path, problem
+        except EOFError as error:
+            return self._path, f"packed on the way and damaged ({error})"
+
+    def _unpack(self) -> Path:
+        """Undo what a server does that packs what it was asked to send as it is."""
+        with gzip.open(self._path) as packed:
+            start = _take(packed, START_BYTES)
+            if self.file.format is GZIP and self.file.start_problem(start) is not None:
+                return self._path  # the server speaks of the file's own packing
+            most, count = self.file.most_bytes, 0
+            with _writing(self._unpacked), open(self._unpacked, "wb") as output:
+                block = start
+                while block and (most is None or count <= most):
+                    output.write(block)
+                    count += len(block)
+                    block = _take(packed, BLOCK_BYTES)
+        return self._unpacked
 
     def run(self) -> None:
         """Ask for what is missing and append it.
 
         Raises:
             _Interrupted: if it ended early.
-            DataError: if the server refuses or sends something else.
+            _Refused: if the server refuses or sends something else.
+            DataError: if it cannot be written.
         """
+        if self.count and not self.resumable:
+            self.restart()
+        self._cut()
         # compressed on the way it would have other lengths
         headers = {"User-Agent": "lightning-genesis", "Accept-Encoding": "identity"}
         if self.count:
             headers["Range"] = f"bytes={self.count}-"
-            if self._version is not None:
-                headers["If-Range"] = self._version
+            if self._version.validator is not None:
+                headers["If-Range"] = self._version.validator
         request = urllib.request.Request(self.file.url, headers=headers)
         total = None
         try:
@@ -189,115 +320,112 @@ class _Transfer:
                 self._receive(response, total)
         except urllib.error.HTTPError as error:
             self._refused(error)
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise _Interrupted(f"the transfer broke off ({str(reason) or type(error).__name__})") from error
-        finally:
-            self._part.flush()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())
+            raise _Interrupted(f"the transfer broke off ({reason[:160]})") from error
         if total is not None and self.count < total:
             raise _Interrupted(f"the connection ended before {total:,} bytes had come")
 
     def _begin(self, response: Any) -> int | None:
         """Look at the answer's head; returns the length of the whole file, if it says so."""
-        kind = response.headers.get_content_type()
-        if kind == "text/html":
-            raise DataError(f"{self.file.url}: the answer is a web page, expected a file")
-        length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else None
+        headers = response.headers
+        if headers.get_content_type() in _PAGES:
+            raise _Refused("the answer is a web page, expected a file")
+        encoding = headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip"):
+            raise _Refused(f"the answer is packed by {encoding[:20]!r}, expected the file as it is")
+        packed = encoding.endswith("gzip")
+        length = headers.get("Content-Length", "")
+        total = int(length) if re.fullmatch(_NUMBER, length) else None
         if response.status == 206:
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            match = _RANGE.fullmatch(headers.get("Content-Range", ""))
             if match is None or int(match[1]) != self.count:
                 self.restart()
                 raise _Interrupted("the answer is another part of the file than asked for")
-            total = int(match[2]) if match[2].isdigit() else None
+            total = None if match[2] == "*" else int(match[2])
+            known = self._version
+            changed = known.differs(headers) or known.packed != packed or known.total not in (None, total)
+            if self.count and changed:
+                self.restart()
+                raise _Interrupted("the file has changed meanwhile")
         elif self.count:
             self.restart()
-        if self.file.bytes is not None and total not in (None, self.file.bytes):
-            raise DataError(f"{self.file.url}: {total:,} bytes, expected {self.file.bytes:,}")
-        tag = response.headers.get("ETag", "")
-        # a weak tag does not promise the same bytes
-        self._version = tag if tag.startswith('"') else response.headers.get("Last-Modified")
-        with replacing(self._notes) as temporary:
-            temporary.write_text(
-                json.dumps({"url": self.file.url, "version": self._version}), encoding="utf-8"
-            )
+        self._check_size(total, packed)
+        self._note(headers, total, packed)
         if self._progress is not None and self._task is not None and total is not None:
             self._progress.update(self._task, total=total)
         return total
 
+    def _check_size(self, total: int | None, packed: bool) -> None:
+        """Refuse what is too small, too large or finds no place, before it is fetched."""
+        if total is None:
+            return
+        problem = self.file.size_problem(total)
+        if problem is not None and not (packed and total < self.file.least_bytes):
+            self.restart()
+            raise _Refused(problem)
+        with _writing(self._path):
+            free = shutil.disk_usage(self._path.parent).free
+        if total - self.count > free:
+            raise DataError(
+                f"{self._path}: {free:,} bytes free, expected {total - self.count:,} for the rest of the "
+                "file; free space and run the same command again"
+            )
+
+    def _note(self, headers: Message, total: int | None, packed: bool) -> None:
+        """Keep what the server says of its file, for this and for a later process."""
+        self._version = Version.of(headers, total, packed)
+        with _writing(self._notes), replacing(self._notes) as temporary:
+            notes = {"url": self.file.url, "version": asdict(self._version)}
+            temporary.write_text(json.dumps(notes), encoding="utf-8")
+
     def _receive(self, response: Any, total: int | None) -> None:
         since, received = time.monotonic(), 0
+        limit = self.file.most_bytes if total is None else total
         # `read1` gives what is there; `read` would wait for a whole block however slowly it comes
         while block := response.read1(BLOCK_BYTES):
-            self._part.write(block)
-            self.count += len(block)
+            self._write(block)
             received += len(block)
             if self._progress is not None and self._task is not None:
                 self._progress.update(self._task, completed=self.count)
-            limit = total or self.file.bytes
             if limit is not None and self.count > limit:
                 self.restart()
-                raise DataError(f"{self.file.url}: more than {limit:,} bytes, expected {limit:,}")
+                raise _Refused(f"more than {limit:,} bytes, expected {limit:,} at most")
+            self._look()
             if (seconds := time.monotonic() - since) > self._timeout:
                 if received < self._min_rate * seconds:
                     raise _Interrupted(f"{received:,} bytes came in {seconds:.0f} s")
                 since, received = time.monotonic(), 0
 
+    def _write(self, block: bytes) -> None:
+        """Append to the part, and count what has got there."""
+        rest = memoryview(block)
+        with _writing(self._path):
+            while rest:
+                written = self._part.write(rest)
+                self.count += written
+                rest = rest[written:]
+
+    def _look(self) -> None:
+        """Refuse another kind of file as soon as its beginning is here."""
+        if self._looked or self.count < START_BYTES or self._version.packed:
+            return
+        self._looked = True
+        with _writing(self._path), open(self._path, "rb") as part:
+            start = part.read(START_BYTES)
+        if (problem := self.file.start_problem(start)) is not None:
+            self.restart()
+            raise _Refused(problem)
+
     def _refused(self, error: urllib.error.HTTPError) -> None:
         if error.code == 416:
             # nothing is left to send, if it is the same file
-            if error.headers.get("Content-Range") == f"bytes */{self.count}" and self.count:
+            whole = error.headers.get("Content-Range") == f"bytes */{self.count}"
+            if whole and self.count and not self._version.differs(error.headers):
                 return
             self.restart()
             raise _Interrupted("the server has no such part of the file") from error
         reason = f"HTTP status {error.code} {error.reason}"
         if error.code in _FATAL and error.code not in _PASSING:
-            raise DataError(f"{self.file.url}: {reason}, expected the file") from error
+            raise _Refused(f"{reason}, expected the file") from error
         raise _Interrupted(reason) from error
-
-
-def _digests(path: Path, progress: Progress | None, md5: bool) -> tuple[str, str | None]:
-    """SHA-256 and, if asked for, MD5 of a file."""
-    sha256, other = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    size = path.stat().st_size
-    task = None if progress is None else progress.add_task(f"checksum of {path.name}", total=size)
-    with open(path, "rb") as file:
-        while block := file.read(4 * 2**20):
-            sha256.update(block)
-            if md5:
-                other.update(block)
-            if progress is not None and task is not None:
-                progress.advance(task, len(block))
-    if progress is not None and task is not None:
-        progress.remove_task(task)
-    return sha256.hexdigest(), other.hexdigest() if md5 else None
-
-
-def _problem(file: RawFile, path: Path, size: int) -> str | None:
-    """What is wrong with a file, by its known size and checksums."""
-    if file.bytes is not None and size != file.bytes:
-        return f"{size:,} bytes, expected {file.bytes:,}"
-    if file.sha256 is None and file.md5 is None:
-        return None
-    sha256, md5 = _digests(path, None, file.md5 is not None)
-    for kind, found, expected in (("SHA-256", sha256, file.sha256), ("MD5", md5, file.md5)):
-        if expected is not None and found != expected:
-            return f"{kind} {found}, expected {expected}"
-    return None
-
-
-def file_record(file: RawFile, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """What the manifest says of a raw file: name, size, SHA-256, and where it is to be had.
-
-    Raises:
-        DataError: if its size or checksum is known and another.
-    """
-    path = folder / file.name
-    size = path.stat().st_size
-    if file.bytes is not None and size != file.bytes:
-        raise DataError(f"{path}: {size:,} bytes, expected {file.bytes:,}; remove it and get it again")
-    sha256, md5 = _digests(path, progress, file.md5 is not None)
-    for kind, found, expected in (("SHA-256", sha256, file.sha256), ("MD5", md5, file.md5)):
-        if expected is not None and found != expected:
-            raise DataError(f"{path}: {kind} {found}, expected {expected}; remove it and get it again")
-    return {"name": file.name, "url": file.url, "bytes": size, "sha256": sha256}

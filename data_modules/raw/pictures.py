@@ -1,11 +1,88 @@
-"""Publishers' picture files: what is not as expected is refused before it is decoded."""
+"""Picture files, opened with care: by a list of formats, and what is not as expected is one line."""
 
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngImageFile
 
 from data_modules.store import DataError
+from lightning_genesis.storage.files import open_regular
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+"""What is opened, by Pillow's names: of the rest some would start other programs, as EPS does."""
+MAX_FILE_BYTES = 2**28
+"""A larger file is refused."""
+
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextmanager
+def open_picture(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """A picture file of which the head is read; its pixels come when the block asks for them.
+
+    Args:
+        path: a regular file, whatever its suffix.
+        formats: Pillow's names of those it may have.
+
+    Raises:
+        DataError: if it is missing, no regular file, too large, of another format, or not readable, also by
+            what the block does with it; the message names it.
+    """
+    try:
+        with open_regular(path) as file:
+            if (size := path.stat().st_size) > MAX_FILE_BYTES:
+                raise DataError(f"{path}: {size:,} bytes, expected a picture of {MAX_FILE_BYTES:,} at most")
+            with Image.open(file, formats=formats) as picture:
+                yield picture
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing, expected a file there; add it or remove its counterpart") from None
+    except Exception as error:  # for rubbish the parsers may raise anything
+        raise DataError(
+            f"{path}: not readable ({_reason(error)}), expected an image ({', '.join(formats)}); repair or "
+            "remove the file"
+        ) from error
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, which is none, where it is missing or makes no sense.
+
+    To be asked for before the pixels: Pillow turns TIFF files when it reads them, and forgets it.
+    """
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged notes do not make the picture unreadable
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """A picture of the pixels as stored, turned upright."""
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+
+
+def read_ids(picture: Image.Image) -> NDArray[np.integer[Any]]:
+    """The values of a grey or palette PNG as stored, `[H, W]`; Pillow stretches grey of 2 and 4 bits."""
+    assert isinstance(picture, PngImageFile)
+    step = _GREY_STEPS.get(str(picture.tile[0].args), 1) if picture.tile else 1
+    return np.asarray(picture).astype(np.uint16) // step
 
 
 def read_picture(content: bytes, where: str, kind: str, width: int, height: int) -> Image.Image:
@@ -28,11 +105,14 @@ def read_picture(content: bytes, where: str, kind: str, width: int, height: int)
         if size == (width, height):
             picture.load()
     except Exception as error:  # for rubbish its parsers may raise anything
-        reason = " ".join(str(error or type(error).__name__).split())[:160]
-        raise DataError(f"{where}: not readable as {kind} ({reason}); get it again") from error
+        raise DataError(f"{where}: not readable as {kind} ({_reason(error)}); get it again") from error
     if size != (width, height):
         raise DataError(f"{where}: a picture of {size[0]} x {size[1]}, expected {width} x {height}")
     return picture
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error or type(error).__name__).split())[:160] or type(error).__name__
 
 
 def _check_png(content: bytes) -> None:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from data_modules.raw.crc32c import masked_crc32c
 from data_modules.store import DataError
+from lightning_genesis.storage.files import open_regular
 
 MAX_RECORD_BYTES = 256 * 2**20
 """A longer record is refused: the longest published one, of CLEVR, has 3.2 MB."""
@@ -52,7 +53,7 @@ def is_gzip(path: Path) -> bool:
         DataError: if there is no such file, or it is empty.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(_HEADER.size)
     except OSError as error:
         raise DataError(f"{path}: not readable ({error.strerror}), expected a TFRecord file") from error

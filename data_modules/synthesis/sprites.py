@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data_modules.store import DataError
+from lightning_genesis.storage.files import open_regular
 
 SHAPES = ("square", "ellipse", "heart")
 SCALES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -137,12 +138,12 @@ class NpzSprites:
     def __init__(self, path: Path, indices: NDArray[np.int64]) -> None:
         self._indices = np.unique(indices)
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
                 _check_order(archive, path)
                 self._bits = _read_frames(archive, path, self._indices)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file, expected the dSprites .npz; correct `sprites`") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(
                 f"{path}: damaged or no .npz file ({error}), expected dSprites; download it again"
             ) from error
@@ -158,7 +159,7 @@ class NpzSprites:
 def npz_checksum(path: Path) -> int | None:
     """CRC-32 of the sprites in a dSprites file as its directory states it; None if it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return archive.getinfo("imgs.npy").CRC
     except (OSError, KeyError, zipfile.BadZipFile):
         return None

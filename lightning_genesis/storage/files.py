@@ -1,7 +1,9 @@
 """Files and folders that are there as a whole or not at all, also after a crash, a kill or a full disk."""
 
+import errno
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -71,6 +73,22 @@ def link(source: str | Path, path: str | Path) -> None:
         # where both are names of one file already, POSIX leaves the temporary name as well
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Opens a regular file for reading. A pipe or a device, which may never end, is not waited for.
+
+    Raises:
+        OSError: if it is not readable, or no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def to_disk(file: IO[Any]) -> None:

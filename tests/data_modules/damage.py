@@ -9,6 +9,9 @@ import pytest
 from data_modules import DataError
 from data_modules.raw_source import RawSceneDataModule
 
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+"""Small inputs that lie beside the project, not in it: what needs them is skipped without."""
+
 
 def damaged(content: bytes, cuts: int, flips: int, start: int = 0) -> Iterator[tuple[str, bytes]]:
     """Contents that are empty, cut off, rubbish, or have a bit changed behind `start`, with their names."""

@@ -387,11 +387,17 @@ def test_downloads_what_is_missing(raw: Path, tmp_path: Path, monkeypatch: pytes
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        monkeypatch.setattr(ObjectsRoom, "file", RawFile(FILE, f"{url}/elsewhere", about_bytes=5_000_000))
+        monkeypatch.setattr(
+            ObjectsRoom,
+            "file",
+            RawFile(FILE, f"{url}/elsewhere", about_bytes=(raw / FILE).stat().st_size * 2),
+        )
         data = ObjectsRoom(root=str(tmp_path), subset=20)
         with pytest.raises(DataError, match=f"{url}/elsewhere: HTTP status 404 .* --raw FOLDER"):
             data.prepare()
-        monkeypatch.setattr(ObjectsRoom, "file", RawFile(FILE, f"{url}/{FILE}", about_bytes=5_000_000))
+        monkeypatch.setattr(
+            ObjectsRoom, "file", RawFile(FILE, f"{url}/{FILE}", about_bytes=(raw / FILE).stat().st_size * 2)
+        )
         data.prepare()
         shutil.rmtree(data.plan("val").path)
         data.prepare()

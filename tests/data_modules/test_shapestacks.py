@@ -4,7 +4,9 @@ import hashlib
 import io
 import json
 import shutil
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from data_modules.base import SPLITS
 from data_modules.shapestacks import read_map, read_name
 from data_modules.store import Store
 from data_modules.synthesis import shapestacks as synthesis
-from tests.data_modules.damage import assert_refused, damaged
+from tests.data_modules.damage import CASES, assert_refused, damaged
 
 SIZES = {"train": 2, "val": 1, "test": 1}
 
@@ -139,7 +141,7 @@ def pack(raw: Path, folder: Path, prefix: str = "shapestacks/") -> None:
             mean.size = 5
             archive.addfile(mean, io.BytesIO(b"12345"))
         digest = hashlib.md5(path.read_bytes()).hexdigest()
-        (folder / f"{path.name}.md5").write_text(f"{digest}  {path.name}\n")
+        (folder / f"shapestacks-{kind}.md5").write_text(f"{digest}  {path.name}\n")
 
 
 def test_archives(raw: Path, tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_archives(raw: Path, tmp_path: Path) -> None:
     # another archive of the same name is not taken for the one that was unpacked
     shutil.rmtree(data.plan("train").path)
     (tmp_path / "packed/shapestacks-rgb.tar.gz").write_bytes(b"\x1f\x8b12345")
-    (tmp_path / "packed/shapestacks-rgb.tar.gz.md5").unlink()
+    (tmp_path / "packed/shapestacks-rgb.md5").unlink()
     assert_refused(data, "shapestacks-rgb.tar.gz")
 
 
@@ -168,9 +170,11 @@ def test_damaged_archives(raw: Path, tmp_path: Path) -> None:
     data = ShapeStacks(root=str(tmp_path / "data"), raw=str(path.parent))
     for case, content in damaged(path.read_bytes(), cuts=3, flips=5):
         path.write_bytes(content)
-        assert_refused(data, path.name, case)
-    path.with_name(f"{path.name}.md5").write_text("nothing of the kind")
-    assert "found 'nothing of the kind', expected an MD5" in assert_refused(data, f"{path.name}.md5")
+        assert f"MD5 {hashlib.md5(content).hexdigest()}, expected" in assert_refused(data, path.name, case)
+    sums = path.with_name("shapestacks-meta.md5")
+    sums.write_text("nothing of the kind")
+    assert "found b'nothing of the kind', expected an MD5" in assert_refused(data, sums.name)
+    sums.unlink()
     path.unlink()
     assert "missing, expected the archive" in assert_refused(data, path.name)
 
@@ -256,6 +260,40 @@ def test_maps_of_another_kind(tmp_path: Path, pixels: np.ndarray, message: str) 
         read_map(tmp_path / "a.map")
 
 
+def test_a_map_as_the_publisher_writes_them() -> None:
+    """Against another decoder of PNG than ours."""
+    path = CASES / "shapestacks_publisher_way.map"
+    if not path.is_file():
+        pytest.skip("the shared cases are not here")
+    pixels = decode_rgba(path.read_bytes())
+    assert (pixels[..., :3] == pixels[..., :1]).all()
+    found = read_map(path)
+    assert len(np.unique(found)) > 2
+    np.testing.assert_array_equal(found * np.uint8(32), pixels[..., 0])
+
+
+def decode_rgba(content: bytes) -> np.ndarray:
+    """A PNG of four channels of 8 bits, `[H, W, 4]`, by the words of its specification."""
+    position, chunks = 8, []
+    while position < len(content):
+        (length,) = struct.unpack(">I", content[position : position + 4])
+        chunks.append((content[position + 4 : position + 8], content[position + 8 : position + 8 + length]))
+        position += 12 + length
+    width, height, bits, colours, _, _, interlaced = struct.unpack(">IIBBBBB", dict(chunks)[b"IHDR"])
+    assert (bits, colours, interlaced) == (8, 6, 0)
+    data = zlib.decompress(b"".join(part for kind, part in chunks if kind == b"IDAT"))
+    above, image = [0] * (4 * width + 4), []
+    for start in range(0, len(data), 1 + 4 * width):
+        row = [0] * 4
+        for x, value in enumerate(data[start + 1 : start + 1 + 4 * width], 4):
+            left, up, corner = row[x - 4], above[x], above[x - 4]
+            nearest = min((left, up, corner), key=lambda v, s=left + up - corner: abs(s - v))
+            row.append((value + (0, left, up, (left + up) // 2, nearest)[data[start]]) % 256)
+        above = row
+        image.append(row[4:])
+    return np.array(image, np.uint8).reshape(height, width, 4)
+
+
 def test_maps_without_blocks_are_noticed(copy: Path, tmp_path: Path) -> None:
     """The trap of dividing 0..1 by 32: every label is 0, and all else looks right."""
     for path in first_scenario(copy).glob("*.map"):
@@ -294,9 +332,6 @@ def test_damaged_pictures_and_maps(copy: Path, tmp_path: Path) -> None:
 
 
 def huge_png(whole: bytes) -> bytes:
-    import struct
-    import zlib
-
     header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + whole[24:29]
     return whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
 

@@ -3,6 +3,7 @@
 import bz2
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tfrecord.example_pb2 import Example
+from tfrecord.reader import tfrecord_iterator
 
 from data_modules import DataError, Sketchy
 from data_modules.base import SPLITS
@@ -17,7 +20,7 @@ from data_modules.raw.tfrecord import TFRecordWriter, read_examples
 from data_modules.sketchy import _ARCHIVES, STATE
 from data_modules.store import Store
 from data_modules.synthesis import sketchy as synthesis
-from tests.data_modules.damage import assert_refused, damaged
+from tests.data_modules.damage import CASES, assert_refused, damaged
 
 # top, left of the published cuts of 448 x 672, and of the squares in them
 CUTS = {"front_left": (71, 144), "front_right": (91, 144)}
@@ -105,6 +108,41 @@ def test_crops_of_drawn_episodes(tmp_path: Path) -> None:
     batch = next(iter(data.test_dataloader()))
     np.testing.assert_array_equal(batch["image"].permute(0, 2, 3, 1), arrays(data, "test")["images"])
     assert "segmentation" not in batch
+
+
+def test_the_published_sample(tmp_path: Path) -> None:
+    """The file that the publisher ships, as three episodes, against protobuf and the cuts in words of pixels."""
+    sample = CASES / "real/sketchy_example_data.tfrecords"
+    if not sample.is_file():
+        pytest.skip("the published sample is not here")
+    (tmp_path / "raw").mkdir()
+    for number in range(3):
+        shutil.copy(sample, tmp_path / "raw" / name(number))
+    data = Sketchy(root=str(tmp_path), raw=str(tmp_path / "raw"), state=True)
+    data.prepare()
+    records = list(tfrecord_iterator(str(sample)))
+    assert len(records) == 4
+    found = [arrays(data, split) for split in SPLITS]
+    for split in found:
+        assert len(split["images"]) == 56
+        np.testing.assert_array_equal(split["images"], found[0]["images"])
+    images = iter(found[0]["images"])
+    for timestep, content in enumerate(records):
+        features = Example.FromString(bytes(content)).features.feature
+        for view, (top, left) in CUTS.items():
+            picture = Image.open(io.BytesIO(features[f"pixels/basket_{view}"].bytes_list.value[0]))
+            assert (picture.size, picture.mode) == ((960, 600), "RGB")
+            cut = Image.fromarray(np.asarray(picture)[top : top + 448, left : left + 672])
+            for row, column, side in [(0, 112, 448), *((*corner, 352) for corner in SQUARES)]:
+                square = Image.fromarray(np.asarray(cut)[row : row + side, column : column + side])
+                expected = np.asarray(square.resize((128, 128), Image.Resampling.BILINEAR))
+                np.testing.assert_array_equal(next(images), expected)
+        for feature in STATE:
+            stored = found[0][f"labels.{feature.replace('/', '_')}"][14 * timestep]
+            np.testing.assert_array_equal(stored, np.float32(features[feature].float_list.value))
+        assert (
+            found[0]["labels.gripper_grasp"][14 * timestep] == features["gripper/grasp"].int64_list.value[0]
+        )
 
 
 def test_splits_are_by_episode(raw: Path, tmp_path: Path) -> None:

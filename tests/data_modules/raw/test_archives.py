@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import hashlib
 import io
 import struct
 import tarfile
@@ -53,11 +52,9 @@ def write(folder: Path, content: bytes, name: str = "archive.tar") -> Path:
     return path
 
 
-def refused(
-    archive: Path, folder: Path, *parts: str, limits: Limits = LIMITS, md5: str | None = None
-) -> None:
+def refused(archive: Path, folder: Path, *parts: str, limits: Limits = LIMITS) -> None:
     with pytest.raises(DataError) as caught:
-        unpack(archive, folder / "out", keep, limits, md5)
+        unpack(archive, folder / "out", keep, limits)
     message = str(caught.value)
     for part in (str(archive), *parts):
         assert part in message
@@ -71,7 +68,7 @@ def test_unpacks_what_is_needed(tmp_path: Path, form: int, compress: object) -> 
     plain = tar(CONTENTS | {"other/x": b"x" * 700}, form)
     content = compress(plain)  # type: ignore[operator]
     archive = write(tmp_path, content)
-    unpack(archive, tmp_path / "deep/out", keep, LIMITS, hashlib.md5(content).hexdigest())
+    unpack(archive, tmp_path / "deep/out", keep, LIMITS)
     found = {
         path.relative_to(tmp_path / "deep/out").as_posix(): path.read_bytes()
         for path in (tmp_path / "deep/out").rglob("*")
@@ -188,7 +185,6 @@ def test_notes_that_make_no_sense(tmp_path: Path) -> None:
 
 
 def test_other_archives(tmp_path: Path) -> None:
-    refused(write(tmp_path, tar(CONTENTS)), tmp_path, "MD5", md5="0" * 32)
     refused(write(tmp_path, tar({"other/a": b"1"})), tmp_path, "none of the files expected")
     member = tarfile.TarInfo("top/a").tobuf()
     refused(write(tmp_path, member + member + bytes(1024)), tmp_path, "is there twice")

@@ -268,6 +268,7 @@ def test_bytes_that_come_too_slowly(server: Server, tmp_path: Path) -> None:
             return False
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.send_header("ETag", '"one"')
         handler.end_headers()
         for i in range(60):
             handler.wfile.write(CONTENT[i : i + 1])
