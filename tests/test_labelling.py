@@ -286,7 +286,7 @@ def test_answers_to_other_images(folder: Path, capsys: pytest.CaptureFixture[str
         (["samples", "--output", "page.pdf"], "--output page.pdf should end in .html"),
         (["samples", "--output", "page.html", "--num_images", "0"], "--num_images 0, expected 1 or more"),
         (["empty", "--output", "page.html"], "empty: no PNGs there"),
-        (["broken", "--output", "page.html"], "broken/a.png: no readable PNG"),
+        (["broken", "--output", "page.html"], "broken/a.png: not readable ("),
         (["missing", "--output", "page.html"], "missing"),
         (["samples", "--agreement", "a.json", "b.json"], "--agreement takes two files of answers"),
         (["--checkpoint", "last", "--agreement", "a.json", "b.json"], "--agreement takes two files"),

@@ -2,9 +2,7 @@
 
 import io
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,10 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile
 
 from data_modules.store import DataError
-from lightning_genesis.storage.files import open_regular
+from lightning_genesis.storage import pictures
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-"""What is opened, by Pillow's names: of the rest some would start other programs, as EPS does."""
-MAX_FILE_BYTES = 2**28
-"""A larger file is refused."""
+open_picture = partial(pictures.open_picture, error=DataError)
+"""As there, with the errors of data."""
 
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
 _TURNS = {
@@ -30,35 +26,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@contextmanager
-def open_picture(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """A picture file of which the head is read; its pixels come when the block asks for them.
-
-    Args:
-        path: a regular file, whatever its suffix.
-        formats: Pillow's names of those it may have.
-
-    Raises:
-        DataError: if it is missing, no regular file, too large, of another format, or not readable, also by
-            what the block does with it; the message names it.
-    """
-    try:
-        with open_regular(path) as file:
-            if (size := path.stat().st_size) > MAX_FILE_BYTES:
-                raise DataError(f"{path}: {size:,} bytes, expected a picture of {MAX_FILE_BYTES:,} at most")
-            with Image.open(file, formats=formats) as picture:
-                yield picture
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing, expected a file there; add it or remove its counterpart") from None
-    except Exception as error:  # for rubbish the parsers may raise anything
-        raise DataError(
-            f"{path}: not readable ({_reason(error)}), expected an image ({', '.join(formats)}); repair or "
-            "remove the file"
-        ) from error
 
 
 def orientation(picture: Image.Image) -> int:
@@ -105,14 +72,12 @@ def read_picture(content: bytes, where: str, kind: str, width: int, height: int)
         if size == (width, height):
             picture.load()
     except Exception as error:  # for rubbish its parsers may raise anything
-        raise DataError(f"{where}: not readable as {kind} ({_reason(error)}); get it again") from error
+        raise DataError(
+            f"{where}: not readable as {kind} ({pictures.reason(error)}); get it again"
+        ) from error
     if size != (width, height):
         raise DataError(f"{where}: a picture of {size[0]} x {size[1]}, expected {width} x {height}")
     return picture
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error or type(error).__name__).split())[:160] or type(error).__name__
 
 
 def _check_png(content: bytes) -> None:

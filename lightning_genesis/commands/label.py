@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from lightning_genesis.commands.arguments import CommandParser, add_model_options, find_device
 from lightning_genesis.commands.label_page import Images, make_page
@@ -27,6 +26,7 @@ from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_i
 from lightning_genesis.runs.loading import load_model
 from lightning_genesis.runs.run import find_file
 from lightning_genesis.storage.files import replacing
+from lightning_genesis.storage.pictures import open_picture
 
 FORMAT = 1
 NUM_IMAGES = 100
@@ -233,15 +233,8 @@ def read_images(folder: Path, count: int) -> Images:
         raise ConfigurationError(f"label: {folder}: no PNGs there; `sample --images` writes some")
     images: Images = {}
     for path in paths:
-        if (size := path.stat().st_size) > MAX_PNG_BYTES:
-            raise ConfigurationError(
-                f"label: {path}: {size:,} bytes, expected a sample of {MAX_PNG_BYTES:,} at most"
-            )
-        try:
-            with Image.open(path, formats=("PNG",)) as picture:
-                images[path.name] = np.asarray(picture.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ConfigurationError(f"label: {path}: no readable PNG ({error})") from error
+        with open_picture(path, ("PNG",), MAX_PNG_BYTES) as picture:
+            images[path.name] = np.asarray(picture.convert("RGB"))
     return images
 
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from PIL import Image, ImageSequence
+from PIL import ImageSequence
 
+from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.report.cells import cell_lines
 from lightning_genesis.report.curves import draw_charts
 from lightning_genesis.report.names import metric_of, row_label
 from lightning_genesis.report.runs import Run
 from lightning_genesis.report.tables import Section, Table
 from lightning_genesis.report.writers import LEGEND
+from lightning_genesis.storage.pictures import open_picture
 
 TEMPLATE = Path(__file__).with_name("page.html")
 QUALITY = 85
@@ -144,14 +146,14 @@ def _embed(path: Path, problems: list[str]) -> Picture | None:
     """A picture as WebP inside an address; an animation stays one."""
     content = io.BytesIO()
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
             size = frames[0].size
             duration = image.info.get("duration", 100)
             animation = {"save_all": True, "append_images": frames[1:], "duration": duration, "loop": 0}
             frames[0].save(content, "WEBP", quality=QUALITY, **(animation if len(frames) > 1 else {}))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        problems.append(f"{path}: not readable as a picture ({' '.join(str(error).split())[:120]}): left out")
+    except ConfigurationError as error:
+        problems.append(f"{error}: left out")
         return None
     name = path.stem.rpartition("-")[0] if path.stem.rpartition("-")[2].isdigit() else path.stem
     caption = CAPTIONS.get(name, name.replace("_", " "))

@@ -198,7 +198,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(
     assert lines[1] == f"{untested}: no metrics; run `{command}`"
     assert lines[2] == f"{untrained}: neither metrics nor a checkpoint; has it been trained?"
     assert lines[3] == f"{foreign}: no metrics, no log and no configuration: not the folder of a run"
-    assert lines[4].startswith(f"{damaged}/pictures/samples-002000.png: not readable as a picture")
+    assert lines[4].startswith(f"{damaged}/pictures/samples-002000.png: not readable (")
     assert (
         last
         == f"report: {tmp_path}/out/report.html is written, but 5 things are not as it should be, see above"
