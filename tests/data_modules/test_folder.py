@@ -170,7 +170,6 @@ def test_what_is_wrong_is_said_before_training(folder: Path, case: str, part: st
     ("case", "part", "num_workers"),
     [
         ("truncated", "images/sub/01.png: not readable", 0),
-        ("many ids", "masks/sub/01.png: found id 300, expected at most 254", 0),
         ("binary", "masks/sub/01.png: the only id besides 0 is 255", 0),
         # once: torch takes five seconds to end the process of a failed loader
         ("binary", "masks/sub/01.png: the only id besides 0 is 255", 1),
@@ -182,8 +181,6 @@ def test_what_only_decoding_shows(folder: Path, case: str, part: str, num_worker
         noise = np.random.default_rng(0).integers(256, size=(16, 24, 3), dtype=np.uint8)
         Image.fromarray(noise).save(image)
         image.write_bytes(image.read_bytes()[:300])
-    elif case == "many ids":
-        Image.fromarray(np.full((16, 24), 300, np.uint16)).save(mask)
     else:
         Image.fromarray(np.eye(16, 24, dtype=np.uint8) * np.uint8(255)).save(mask)
     data = images(folder, masks=str(folder / "masks"), num_workers=num_workers)
