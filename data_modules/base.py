@@ -1,5 +1,7 @@
 """What all datasets share: preparation, the order of the images, loaders and the batch they give."""
 
+import atexit
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -20,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.sampler import ResumableLoader, ShardedSampler, TrainingBatchSampler
-from data_modules.store import Arrays, DataError, Store, write_store
+from data_modules.store import Arrays, DataError, Store
+from data_modules.store_writer import write_store
 from lightning_genesis.classes import class_path, constructor_parameters
 
 Split = Literal["train", "val", "test"]
@@ -94,6 +97,14 @@ def _leave_signals_to_the_run(worker: int) -> None:
     """A scheduler signals all processes of a job; one that loses its loaders could not save itself."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_loaders() -> None:
+    """A loader's process that outlives an error would not heed the SIGTERM that Python sends it at the end."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _as_is(batch: Batch) -> Batch:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_modules.base import Batch, Split, StorePlan, make_batch
+from data_modules.raw.example import Example
 from data_modules.raw.pictures import read_picture
 from data_modules.raw.raw_file import TFRECORD, RawFile
-from data_modules.raw.tfrecord import Example, count_records, read_examples
+from data_modules.raw.tfrecord import count_records, read_examples
 from data_modules.raw_source import RawSceneDataModule, first_of_each
 from data_modules.store import Arrays, DataError, Store
 

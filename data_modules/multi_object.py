@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_modules.base import Split
+from data_modules.raw.example import Example
 from data_modules.raw.raw_file import GZIP, RawFile
-from data_modules.raw.tfrecord import Example, count_records, read_examples
+from data_modules.raw.tfrecord import count_records, read_examples
 from data_modules.raw_source import RawSceneDataModule, share_out
 from data_modules.store import Arrays, DataError
 

@@ -11,7 +11,7 @@ from PIL import Image
 from data_modules.base import Split
 from data_modules.multi_object import BUCKET, MultiObjectDataModule, entity_ids, resize
 from data_modules.raw.download import RawFile
-from data_modules.raw.tfrecord import Example
+from data_modules.raw.example import Example
 from data_modules.store import Arrays
 
 SIDE = 64

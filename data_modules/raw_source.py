@@ -27,15 +27,8 @@ from data_modules.base import (
 from data_modules.preview import scene_grid
 from data_modules.raw.fetch import fetch, with_way_out
 from data_modules.raw.raw_file import RawFile
-from data_modules.store import (
-    PARTIAL,
-    Arrays,
-    DataError,
-    Store,
-    give_name,
-    remove_leftovers,
-    write_store,
-)
+from data_modules.store import PARTIAL, Arrays, DataError, Store
+from data_modules.store_writer import give_name, remove_leftovers, write_store
 
 T = TypeVar("T")
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from data_modules.base import Split
 from data_modules.raw.archives import Limits, unpack_all
+from data_modules.raw.example import Example
 from data_modules.raw.pictures import read_picture
 from data_modules.raw.raw_file import BZIP2, RawFile
-from data_modules.raw.tfrecord import Example, count_records, read_examples
+from data_modules.raw.tfrecord import count_records, read_examples
 from data_modules.raw_source import RawSceneDataModule, first_of_each
 from data_modules.store import Arrays, DataError
 from data_modules.threads import in_order

@@ -431,7 +431,11 @@ def test_help_shows_every_option_with_its_text(
     text = " ".join(capsys.readouterr().out.split())
     expected = {
         "model": ("of the optimiser. (type: float", "its own options by name: betas", "balances the terms"),
-        "data": ("folder for prepared data. (type: str", "images per training step over all ranks.", "subset"),
+        "data": (
+            "folder for prepared data. (type: str",
+            "images per training step over all ranks.",
+            "subset",
+        ),
     }
     for words in expected[section]:
         assert words in text

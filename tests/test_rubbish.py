@@ -24,7 +24,8 @@ import torch
 import yaml
 
 from data_modules import store as store_module
-from data_modules.store import DataError, Store, write_store
+from data_modules.store import DataError, Store
+from data_modules.store_writer import write_store
 from lightning_genesis.cli import main
 from lightning_genesis.errors import CheckpointError
 from lightning_genesis.models import GenesisV2, SceneModel
@@ -729,7 +730,7 @@ def test_manifest_that_is_consistent_and_wrong(stores: Path) -> None:
         for key in keys[:-1]:
             inner = inner[key]
         inner[keys[-1]] = value
-        manifest["sha256"] = store_module._manifest_digest(manifest)
+        manifest["sha256"] = store_module.manifest_digest(manifest)
         file.write_text(json.dumps(manifest))
         number += 1
         assert outcome(stores / "train", records(0), number) == "refused", (keys, value)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from data_modules.raw.tfrecord import TFRecordWriter, Value
+from data_modules.raw.example import Value
+from data_modules.raw.tfrecord import TFRecordWriter
 from data_modules.synthesis.drawing import jpeg, place_apart, ring
 from data_modules.synthesis.scene3d import (
     Camera,

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from data_modules import store as module
 from data_modules.base import StoreDataset
-from data_modules.store import DataError, Store, StoreWriter, write_store
+from data_modules.store import DataError, Store
+from data_modules.store_writer import StoreWriter, write_store
 
 SETTINGS = {"image_size": 8, "variant": "free"}
 REMEDY = "run `lightning-genesis prepare toy --root data`"
@@ -72,7 +73,7 @@ def edit_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Changes the manifest as a program would that knows its checksum."""
     manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
-    manifest["sha256"] = module._manifest_digest(manifest)
+    manifest["sha256"] = module.manifest_digest(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -15,15 +15,8 @@ from numpy.typing import NDArray
 
 from data_modules.raw import tfrecord as module
 from data_modules.raw.crc32c import masked_crc32c
-from data_modules.raw.tfrecord import (
-    Example,
-    TFRecordWriter,
-    count_records,
-    encode_example,
-    read_blocks,
-    read_examples,
-    read_records,
-)
+from data_modules.raw.example import Example, encode_example
+from data_modules.raw.tfrecord import TFRecordWriter, count_records, read_blocks, read_examples, read_records
 from data_modules.store import DataError
 
 ROOM = {"image": (64, 64, 3), "mask": (7, 64, 64, 1)}
