@@ -101,7 +101,7 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 @atexit.register
 def _end_loaders() -> None:
-    """A loader's process that outlives an error would not heed the SIGTERM that Python sends it at the end."""
+    """A loader that outlives an error would not heed the SIGTERM that Python sends it at the end."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -18,12 +18,12 @@ from data_modules.base import StoreDataset
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.results import OF_THEIR_OWN
 from lightning_genesis.cli import main
-from lightning_genesis.commands.fit import LINKS
 from lightning_genesis.evaluation import inception
 from lightning_genesis.evaluation.protocols import LIKELIHOOD, PROTOCOLS, general_deviations
 from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.metrics import CONVENTIONS
 from lightning_genesis.models.base import EVALUATION_SEED
+from lightning_genesis.models.contract import LINKED
 from lightning_genesis.report.runs import read_run
 from lightning_genesis.report.tables import make_sections
 from lightning_genesis.runs.loading import load
@@ -264,7 +264,7 @@ def test_model_values_given_for_a_test_have_a_file_and_a_row_of_their_own(
 
 def test_which_model_values_are_left_out() -> None:
     """Besides training's: those that the options have under another name."""
-    assert set(OF_THEIR_OWN) == {*LINKS, "std", "metric_convention"}
+    assert set(OF_THEIR_OWN) == {*LINKED, "std", "metric_convention"}
 
 
 def test_defaults_of_fid_are_the_papers() -> None:

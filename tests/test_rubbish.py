@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from data_modules import store as store_module
+from data_modules import store_writer
 from data_modules.store import DataError, Store
 from data_modules.store_writer import write_store
 from lightning_genesis.cli import main
@@ -578,7 +579,7 @@ def records(seed: int) -> dict[str, np.ndarray[Any, Any]]:
 @pytest.fixture
 def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stores of one shape: two splits, and another dataset."""
-    monkeypatch.setattr(store_module, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(store_writer, "CHUNK_BYTES", 500)
     about: dict[str, Any] = {"name": "toy", "source": {}}
     write_store(tmp_path / "train", iter([records(0)]), split="train", settings=SETTINGS, **about)
     write_store(tmp_path / "val", iter([records(1)]), split="val", settings=SETTINGS, **about)

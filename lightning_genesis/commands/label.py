@@ -158,7 +158,9 @@ def _write(options: Namespace) -> None:
         source = find_file(source, options.checkpoint)
     elif options.checkpoint is not None or options.model_class is not None:
         option = "--checkpoint" if options.checkpoint else "--model"
-        raise ConfigurationError(f"label: {option}: {source} is a folder of pictures; leave it out")
+        raise ConfigurationError(
+            f"label: {option}: {source} is no run's folder, it has pictures; leave it out"
+        )
     else:
         images, judged = read_images(source, options.num_images), {}
     about = digest(images)

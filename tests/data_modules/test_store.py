@@ -15,6 +15,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from data_modules import store as module
+from data_modules import store_writer as writer
 from data_modules.base import StoreDataset
 from data_modules.store import DataError, Store
 from data_modules.store_writer import StoreWriter, write_store
@@ -128,7 +129,7 @@ def test_damage_gets_one_line(tmp_path: Path, damage: Callable[[Path], object], 
 
 
 def test_flipped_byte_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 500)
     path = tmp_path / "train"
     make(path)
     data = bytearray((path / "images.npy").read_bytes())
@@ -153,7 +154,7 @@ def test_damage_is_found_by_the_first_read_that_meets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
 ) -> None:
     """Nothing has called `verify`; chunks of 500 bytes hold two and a half images, which span them."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 500)
     path = tmp_path / "train"
     whole = make(path)
     place = 128 + 192 * (index % 10) + 100
@@ -181,7 +182,7 @@ def test_damage_is_found_by_the_first_read_that_meets_it(
 
 
 def test_each_chunk_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 500)
     make(tmp_path / "train")
     store = Store.open(tmp_path / "train")
     compared: list[tuple[str, int]] = []
@@ -209,7 +210,7 @@ def test_each_chunk_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_threads_and_processes_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 500)
     path = tmp_path / "train"
     whole = make(path)
     store = Store.open(path, REMEDY, SETTINGS)
@@ -228,7 +229,7 @@ def test_threads_and_processes_find_it(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_damage_ends_training_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 500)
     make(tmp_path / "train")
     flip(tmp_path / "train" / "images.npy", 1900)
     dataset = StoreDataset(Store.open(tmp_path / "train", REMEDY))
@@ -293,7 +294,7 @@ def test_split(tmp_path: Path) -> None:
 
 def test_stores_of_version_1_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They had chunks of 16 MiB and no checksum of the manifest."""
-    monkeypatch.setattr(module, "CHUNK_BYTES", 16 * 2**20)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 16 * 2**20)
     path = tmp_path / "train"
     whole = make(path)
     file = path / "manifest.json"
@@ -331,7 +332,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
 def test_full_disk_in_the_middle_of_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = open
     monkeypatch.setattr(
-        module,
+        writer,
         "open",
         lambda path, mode="r", **more: real("/dev/full" if "w" in mode else path, mode, **more),
         False,

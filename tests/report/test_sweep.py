@@ -19,7 +19,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from lightning_genesis import models
 from lightning_genesis.cli import main
 from lightning_genesis.commands import sweep
-from lightning_genesis.commands.fit import LINKS
+from lightning_genesis.models.contract import LINKED
 from lightning_genesis.runs.loading import build_data
 from lightning_genesis.runs.loggers import make_wandb_logger
 from tests.ranks.command import TIMEOUT
@@ -310,7 +310,7 @@ def test_sweeps_of_wandb_parse(
 def logged_in_validation(config: dict[str, Any]) -> set[str]:
     """What a model of this configuration logs of two images with masks."""
     data, (_, _, name) = build_data(config["data"]), config["model"]["class_path"].rpartition(".")
-    options = config["model"]["init_args"] | {key: getattr(data, key) for key in LINKS}
+    options = config["model"]["init_args"] | {key: getattr(data, key) for key in LINKED}
     options.pop("objective", None)  # of no account here
     model: Any = getattr(models, name)(**options).eval()
     names: list[str] = []
