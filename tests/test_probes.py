@@ -481,6 +481,7 @@ def test_a_store_of_before_factors(
 ) -> None:
     model, data = sprites
     without_objects(data, tmp_path)
+    capsys.readouterr()
     assert main(["probe", str(model), "--root", str(tmp_path), *FEW]) == 2
     line = error_line(capsys)
     assert f"{data.folder_name()}/train-24: made before factors of objects were kept; remove it and" in line

@@ -8,9 +8,9 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.metrics.structural_accuracy import StructuralAccuracy
 from lightning_genesis.scene import IndexedNoise, Scene
-from lightning_genesis.split import EvaluatedSplit, choose_images
 
 NUM_IMAGES = 1000
 """Samples by default. SRI's authors labelled 100: then the interval is some 15 points wide."""
