@@ -78,8 +78,3 @@ def find_device(name: str | None, command: str) -> "torch.device":
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split("\n")[0].split())[:160]
         raise ConfigurationError(f"{command}: --device {name}: {reason}") from error
-<<<<<<< HEAD
-=======
-
-
->>>>>>> 5dda17d (Synthetic ShapeStacks with the publisher's geometry; S-Acc calibrated on it, with controls; docs)

@@ -237,8 +237,8 @@ def test_300_held_out_towers() -> None:
     docs/structural-accuracy.md has the shares of 500, and why.
     """
     correct, others = accepted(300)
-    assert correct["correct"] >= 0.95
-    assert correct["correct (rough)"] >= 0.91
+    assert correct["correct"] >= 0.94
+    assert correct["correct (rough)"] >= 0.9
     weak = others.pop("overlapping, in the picture (rough)")
-    assert weak <= 0.09
-    assert max(others.values()) <= 0.06, others
+    assert weak <= 0.1
+    assert max(others.values()) <= 0.07, others
