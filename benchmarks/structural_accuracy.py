@@ -39,8 +39,8 @@ GRID: dict[str, tuple[float, ...]] = {
     "gap": (0.0, 1 / 64, 2 / 64),
     "speck": (0.001, 0.002, 0.003, 0.005),
     "border": (0.04, 0.08, 0.12),
-    "same_hue": (0.0, 0.1, 0.2, 0.25, 0.3),
-    "place": (0.5, 0.55, 0.6, 0.65, 0.7),
+    "same_hue": (0.1, 0.2, 0.3, 0.4),
+    "place": (-0.05, 0.0, 0.05, 0.1, 0.15),
     "margin": (-0.04, -0.03, -0.02, -0.01, 0.0, 0.01),
 }
 
@@ -198,11 +198,14 @@ def calibrate(sets: dict[str, list[Picture]]) -> Iterator[tuple[str, dict[float,
 # ---------------------------------------------------------------- output
 
 
-def row(name: str, hits: torch.Tensor) -> str:
-    """A row of the table."""
+def row(name: str, hits: torch.Tensor, above: torch.Tensor | None = None) -> str:
+    """A row of the table; with `above` also the shares for cameras 1 to 12 and for 13 to 16."""
     low, high = wilson_interval(int(hits.sum()), len(hits))
+    parts = [] if above is None else [hits[~above], hits[above]]
+    apart = "".join(f"{100 * part.double().mean():7.1f}" for part in parts)
     return (
         f"{name:44s}{100 * hits.double().mean():6.1f}  [{100 * low:.1f}, {100 * high:.1f}]  n = {len(hits)}"
+        f"{apart}"
     )
 
 
@@ -232,22 +235,19 @@ def main() -> None:
             print(f"  {name:9s}{', '.join(shown)}")
     rules, sets = TowerRules(), load(True, arguments.num_towers)
     print(f"\nheld out; {rules}")
-    print(f"{'':40s}accepted %  [95 % Wilson]")
+    print(f"{'':40s}accepted %  [95 % Wilson]; cameras 1 to 12; 13 to 16")
+    above = torch.tensor([picture.from_above for picture in sets["correct"]])
     for name, pictures in sets.items():
         if name.startswith("correct"):
-            print(row(name, judge(pictures, rules).correct))
+            print(row(name, judge(pictures, rules).correct, above))
     print(f"{'':40s}rejected %")
     for name, pictures in sets.items():
         if not name.startswith("correct"):
-            print(row(name, ~judge(pictures, rules).correct))
+            print(row(name, ~judge(pictures, rules).correct, above))
 
-    correct = sets["correct"]
-    towers = judge(correct, rules)
-    above = torch.tensor([picture.from_above for picture in correct])
-    stable = torch.tensor([picture.stable for picture in correct])
+    towers = judge(sets["correct"], rules)
+    stable = torch.tensor([picture.stable for picture in sets["correct"]])
     print("\nnot asked for")
-    print(row("correct, cameras 1 to 12: accepted", towers.correct[~above]))
-    print(row("correct, cameras 13 to 16: accepted", towers.correct[above]))
     print(row("stable towers: supported", towers.supported[stable]))
     print(row("unstable towers: not supported", ~towers.supported[~stable]))
     if arguments.data is None:

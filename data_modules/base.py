@@ -147,6 +147,8 @@ class SceneDataModule(LightningDataModule):
     rank."""
     test_split: Split = "test"
     """The images that `test` goes through; some published numbers are of the validation set."""
+    has_objects: bool = False
+    """Whether batches have `objects`, factors of what is seen; stores of earlier versions may lack them."""
     shows_towers: bool = False
     """Whether scenes are towers of blocks, whose structure `test` judges in samples."""
     # a rank may have no image of a small evaluation set

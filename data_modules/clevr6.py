@@ -62,6 +62,7 @@ class Clevr6(MultiObjectDataModule):
     """
 
     name = "clevr6"
+    has_objects = True
     file = RawFile(
         "clevr_with_masks_train.tfrecords",
         f"{BUCKET}/clevr_with_masks/clevr_with_masks_train.tfrecords",

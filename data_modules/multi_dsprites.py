@@ -112,9 +112,10 @@ def paint(draws: Draws, source: dsprites.SpriteSource, image_size: int = dsprite
     Returns:
         `images`, uint8 `[N, H, W, 3]`, and `segmentations`, uint8 `[N, H, W]`: 0 is the background, the
         others are the 1-based order of the sprites. Other sizes than 64 are taken from it by nearest
-        neighbour.
+        neighbour. `objects.<name>` `[N, M, ...]` as `factors` has them.
     """
     labels = np.zeros((len(draws), dsprites.FRAME, dsprites.FRAME), np.uint8)
+    areas = np.zeros(draws.sprites.shape, np.int64)
     for order in range(draws.sprites.shape[1]):
         scenes = np.flatnonzero(draws.num_sprites > order)
         if not scenes.size:
@@ -122,11 +123,49 @@ def paint(draws: Draws, source: dsprites.SpriteSource, image_size: int = dsprite
         masks, top, left = source.masks(draws.sprites[scenes, order])
         scene, row, column = np.nonzero(masks)
         labels[scenes[scene], top[scene] + row, left[scene] + column] = order + 1
+        areas[scenes, order] = masks.sum(axis=(1, 2))
+    objects = factors(draws, areas, labels)
     if image_size != dsprites.FRAME:
         nearest = np.arange(image_size) * dsprites.FRAME // image_size
         labels = labels[:, nearest[:, None], nearest]
     images = draws.colours[np.arange(len(draws))[:, None, None], labels]
-    return {"images": images, "segmentations": labels}
+    return {"images": images, "segmentations": labels, **objects}
+
+
+def factors(draws: Draws, areas: NDArray[np.int64], labels: NDArray[np.uint8]) -> Arrays:
+    """What was drawn of every sprite, under the names of the published TFRecords where these have one.
+
+    Args:
+        draws: of `N` scenes of at most `M` sprites.
+        areas: pixels of each sprite before others cover it, `[N, M]`.
+        labels: ids of what is seen, `[N, 64, 64]`.
+
+    Returns:
+        `objects.<name>`, all 0 beyond `num_sprites`: `present` bool `[N, M]`; `shape` uint8, the place in
+        `SHAPES` from 1; `color` float32 `[N, M, 3]` in [0, 1]; `x`, `y`, place in [0, 1] to the right and
+        down (the centre is at `16 + 32 x` of 64 pixels); `scale`; `orientation`, radians; `visible`, the
+        share of the sprite's pixels that no later sprite covers; these five float32 `[N, M]`; and `depth`
+        uint8, 1 for the sprite that was painted last, rising towards the background.
+    """
+    order = np.arange(draws.sprites.shape[1])
+    present = order < draws.num_sprites[:, None]
+    shape, scale, orientation, x, y = np.moveaxis(dsprites.latents_from_index(draws.sprites), -1, 0)
+    seen = np.stack([(labels == number + 1).sum(axis=(1, 2)) for number in order], axis=1)
+    numbers = {
+        "x": x / 31,
+        "y": y / 31,
+        "scale": np.asarray(dsprites.SCALES)[scale],
+        "orientation": 2 * np.pi * orientation / 39,
+        "visible": seen / np.maximum(areas, 1),
+    }
+    found: dict[str, NDArray[Any]] = {
+        "present": present,
+        "shape": np.where(present, shape + 1, 0).astype(np.uint8),
+        "color": (draws.colours[:, 1:] / 255).astype(np.float32),
+        **{name: np.where(present, values, 0).astype(np.float32) for name, values in numbers.items()},
+        "depth": np.where(present, draws.num_sprites[:, None] - order, 0).astype(np.uint8),
+    }
+    return {f"objects.{name}": values for name, values in found.items()}
 
 
 def paint_all(
@@ -151,6 +190,10 @@ class MultiDSprites(SceneDataModule):
     formula, and the data are equivalent in distribution, not identical: say so with results. Two settings
     never share a folder.
 
+    Ids of `segmentation` are the order of painting: 0 background, `i` the sprite whose factors are
+    `objects[...][i - 1]` (`present`, `shape`, `color`, `x`, `y`, `scale`, `orientation`, `visible`, `depth`;
+    see `factors`). Stores made before these were kept have no `objects` and are read as they are.
+
     Two facts to know: 2 % of the scenes with free colours have a sprite of exactly the background's colour,
     invisible but labelled, and 0.5 % of all sprites are covered completely, so the ids of a scene
     can have gaps.
@@ -174,6 +217,7 @@ class MultiDSprites(SceneDataModule):
     """
 
     name = "multi_dsprites"
+    has_objects = True
 
     def __init__(
         self,
@@ -250,7 +294,7 @@ class MultiDSprites(SceneDataModule):
         return StorePlan(
             path=Path(self.root) / folder / place,
             count=size,
-            record_bytes=4 * self.image_size**2,
+            record_bytes=4 * self.image_size**2 + self.max_sprites * (3 * 1 + 5 * 4 + 12),
             settings={
                 "variant": self.variant,
                 "sprites": "rendered" if self.sprites is None else "npz",

@@ -47,6 +47,7 @@ class MultiDSpritesTFRecords(MultiObjectDataModule):
     """
 
     name = "multi_dsprites_tfrecords"
+    has_objects = True
     published: Mapping[Split, int] = {"train": 60_000, "val": 5_000, "test": 5_000}
 
     def __init__(

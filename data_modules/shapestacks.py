@@ -26,6 +26,8 @@ NUM_VIEWS = 16
 MAX_BLOCKS = 6
 NUM_IMAGES = 311_200
 """Images of 19,450 scenarios, as users of the data count them."""
+RENDERER = 2
+"""Of synthetic towers: 2 since they have the publisher's sizes, colours and cameras; not noted before."""
 _MARGIN = (SIDE - CROP) // 2
 _LEVEL = 32
 _LISTS: dict[Split, str] = {"train": "train", "val": "eval", "test": "test"}
@@ -142,7 +144,12 @@ class ShapeStacks(RawSceneDataModule):
 
     def options(self) -> dict[str, Any]:
         """What the data depend on."""
-        return {"split_set": self.split_set, "subset": self.subset, "blacklist": self.blacklist}
+        renderer = {} if self.synthetic is None else {"renderer": RENDERER}
+        return {"split_set": self.split_set, "subset": self.subset, "blacklist": self.blacklist, **renderer}
+
+    def raw_name(self) -> str:
+        """Towers of an earlier renderer stay apart."""
+        return super().raw_name() + ("" if self.synthetic is None else f"-renderer{RENDERER}")
 
     def record_bytes(self) -> int:
         """Bytes per image in the store."""

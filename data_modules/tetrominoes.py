@@ -37,6 +37,7 @@ class Tetrominoes(MultiObjectDataModule):
     """
 
     name = "tetrominoes"
+    has_objects = True
     file = RawFile("tetrominoes_train.tfrecords", f"{BUCKET}/tetrominoes/tetrominoes_train.tfrecords")
     published: Mapping[Split, int] = {"train": 60_000, "val": 5_000, "test": 5_000}
 

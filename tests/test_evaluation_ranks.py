@@ -58,7 +58,7 @@ def test_two_ranks_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """
     config = experiment("GenesisV2", tiny("GenesisV2").options, test_size=7)
     config["trainer"]["callbacks"] = [
-        {"class_path": "tests.stand_in.StandInFID", "init_args": {"batch_size": 3}}
+        {"class_path": "tests.stand_in.StandInFID", "init_args": {"batch_size": 3, "val_and_test": True}}
     ]
     config["fid"] = {"num_images": 0}
     config["data"]["class_path"] = "tests.stand_in.SpriteTowers"
@@ -80,6 +80,7 @@ def test_two_ranks_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     two, again, one = map(numbers, folders)
     assert two.keys() == again.keys() == one.keys() == {"test", "test-genesisv2"}
     expected = {"fid", "fid_round", "kid", "kid_round", "importance_bound", "s_acc", "num_blocks"}
+    expected |= {"s_acc_true", "s_acc_reconstructed"}
     for name, result in one.items():
         assert expected <= result["metrics"].keys()
         for other in (two[name], again[name]):

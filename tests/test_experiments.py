@@ -432,6 +432,17 @@ def test_data_written_out_are_the_shared_ones(stem: str) -> None:
 # ---------------------------------------------------------------- protocols
 
 
+def test_clevr6_is_compared_with_as_many_images_as_in_the_paper() -> None:
+    """The test split alone has 5,000 of the 10,000, and FID depends on the number."""
+    stems = {cell.experiment for cell in read_published() if cell.metric == "fid"}
+    clevr6 = {stem for stem in stems if stem.endswith("_clevr6")}
+    assert len(clevr6) == 7
+    for stem in clevr6:
+        text = (FOLDER / f"{stem}.yaml").read_text()
+        assert yaml.safe_load(text)["fid"] == {"val_and_test": True}
+        assert "# FID: 10,000 samples against validation and test images together" in text
+
+
 def protocol_of(stem: str) -> str | None:
     return yaml.safe_load((FOLDER / f"{stem}.yaml").read_text()).get("protocol")
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from data_modules import ShapeStacks
+from data_modules import MultiDSprites, ShapeStacks
 from data_modules.synthesis import shapestacks as synthesis
 from lightning_genesis.cli import main
 from lightning_genesis.evaluation.probes import (
@@ -28,6 +28,7 @@ from lightning_genesis.evaluation.probes import (
 from lightning_genesis.models import SRI, VAE, Genesis, GenesisV2, MONet, SceneModel, SlotAttention
 from lightning_genesis.runs.results import read_results
 from lightning_genesis.scene import IndexedNoise, Scene
+from tests.data_modules.test_multi_dsprites import without_objects
 from tests.weights_file import export
 
 SETTINGS = Probe(hidden_dim=64, num_epochs=30, learning_rate=1e-2)
@@ -442,12 +443,49 @@ def test_data_that_do_not_fit(run: Path, capsys: pytest.CaptureFixture[str], tmp
     sprites: dict[str, Any] = {"root": str(tmp_path), "train_size": 4, "val_size": 4, "test_size": 4}
     for size, line in (
         (64, "is for images of 32 px, but the data are of 64 px"),
-        (32, "has no labels that are"),
+        (32, "multi_dsprites has no labels that are classes, and one slot tells no object from another"),
     ):
         data = {"class_path": "data_modules.MultiDSprites", "init_args": {**sprites, "image_size": size}}
         (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
         assert main(["probe", checkpoint, "--data", str(tmp_path / "data.yaml"), *FEW]) == 2
         assert line in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def sprites(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MultiDSprites]:
+    """A model of sprites as a file that knows its data, and these."""
+    folder = tmp_path_factory.mktemp("sprites")
+    options: dict[str, Any] = {"root": str(folder / "data"), "image_size": 32, "num_slots": 5}
+    options |= {"train_size": 24, "val_size": 4, "test_size": 12}
+    torch.manual_seed(0)
+    model = GenesisV2(num_slots=5, image_size=32, latent_dim=4, feature_dim=8)
+    data = {"class_path": "data_modules.MultiDSprites", "init_args": options}
+    return export(model, folder / "model.safetensors", data), MultiDSprites(**options)
+
+
+def test_every_factor_of_the_sprites_has_a_probe(
+    sprites: tuple[Path, MultiDSprites], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, _ = sprites
+    assert main(["probe", str(model), "--output", str(tmp_path), *FEW]) == 0
+    (result,) = read_results(tmp_path)
+    classes, numbers = ("shape", "depth"), ("color", "x", "y", "scale", "orientation", "visible")
+    names = {*classes, *(f"{name}_r2" for name in numbers)}
+    expected = {f"probe_object_{name}{suffix}" for name in names for suffix in ("", "_chance")}
+    assert result.metrics.keys() == expected | {"probe_object_iou"}
+    assert all(value is not None for value in result.metrics.values())
+
+
+def test_a_store_of_before_factors(
+    sprites: tuple[Path, MultiDSprites], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model, data = sprites
+    without_objects(data, tmp_path)
+    capsys.readouterr()
+    assert main(["probe", str(model), "--root", str(tmp_path), *FEW]) == 2
+    line = error_line(capsys)
+    assert f"{data.folder_name()}/train-24: made before factors of objects were kept; remove it and" in line
+    assert f"run `lightning-genesis prepare multi_dsprites --root {tmp_path} " in line
 
 
 def test_noise_belongs_to_the_image() -> None:

@@ -1,4 +1,9 @@
-"""Stand-in for ShapeStacks: towers of blocks, stable or not, seen by 16 cameras, in the published layout."""
+"""Stand-in for ShapeStacks: towers of blocks, stable or not, seen by 16 cameras, in the published layout.
+
+Sizes, colours, places and cameras are the publisher's (defaults of the generator of Groth et al., ECCV 2018,
+and the manual of the data); textures and light are ours. What the names call easy and hard is not known:
+here both are drawn alike.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,13 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_modules.synthesis.drawing import (
-    hue,
-    ring,
-    save_png,
-    save_text,
-    spread_hues,
-)
+from data_modules.synthesis.drawing import save_png, save_text
 from data_modules.synthesis.scene3d import (
     Camera,
     Colour,
@@ -44,11 +43,49 @@ FLAWS: Mapping[Flaw, tuple[float, float]] = {
     "overlapping": (0.7, 1.0),
     "tipping": (0.1, 0.3),
 }
-"""How much towers are flawed, see `flawed`. A block is 0.64 to 0.94 high."""
+"""How much towers are flawed, see `flawed`. A block is 0.5 to 1 high."""
+
+HALF_SIZES = (0.25, 0.5)
+"""Half of a block's shortest and longest edge; a cylinder is as wide as it is deep, a sphere round."""
+COLOURS: Mapping[str, Colour] = {
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+    "yellow": (1.0, 1.0, 0.0),
+    "cyan": (0.0, 1.0, 1.0),
+    "magenta": (1.0, 0.0, 1.0),
+}
+"""All different in a tower."""
+PLACE = 2.0
+"""How far from the room's middle, along x and along y, the lowest block may stand."""
+FIELD_OF_VIEW = 45.0
+CAMERAS: tuple[tuple[float, float, float, float], ...] = (
+    (-7, -7, 5, -45),
+    (-9, -2, 5, -75),
+    (-2, -9, 5, -15),
+    (-7, 7, 5, 225),
+    (-9, 2, 5, 255),
+    (-2, 9, 5, 195),
+    (7, 7, 5, 135),
+    (9, 2, 5, 105),
+    (2, 9, 5, 165),
+    (7, -7, 5, 45),
+    (9, -2, 5, 75),
+    (2, -9, 5, 15),
+    (-5, -5, 9, -45),
+    (-5, 5, 9, 225),
+    (5, 5, 9, 135),
+    (5, -5, 9, 45),
+)
+"""Position of each camera and its turn about the vertical in degrees; at 0 it looks along y."""
+NUM_LOW = 12
+"""The first cameras look down by 15 degrees, the others by 45."""
 
 _SALT = 0x57AC5
-# how far inside, or outside, of a support the mass above it is, in world units
-_SAFE, _FALLS = 0.06, 0.05
+# a block stands at most this share of its half edge off the centre of mass above it, or so far outside
+_OFF_CENTRE, _OUTSIDE = 0.5, 0.05
+# how far inside, or outside, of the contact a centre of mass has to be, where other blocks' edges count too
+_SAFE, _FALLS = 0.04, 0.02
 _ROOM, _WALL_TOP = 14.0, 11.0
 _WALLS: tuple[tuple[Colour, Texture], ...] = (
     ((0.72, 0.68, 0.62), Texture("bricks", (0.6, 0.56, 0.5), 2.0)),
@@ -141,29 +178,28 @@ def tower(seed: int, index: int) -> Tower:
     # what is asked for may be impossible: five blocks beside one would tip that one as well
     while blocks is None:
         height = int(rng.integers(MIN_HEIGHT, MAX_HEIGHT + 1))
-        mixed, hard = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
+        mixed = bool(rng.random() < 0.5)
         com, surface = 0, 0
         if not stands:
             wrong = int(rng.integers(1, height))
             com, surface = (0, wrong) if mixed and rng.random() < 0.5 else (wrong, 0)
         for _ in range(8):
-            blocks = _stack(rng, height, mixed, hard, com, surface)
+            blocks = _stack(rng, height, mixed, com, surface)
             if blocks is not None:
                 break
-    kind, level = "ccs" if mixed else "blocks", "hard" if hard else "easy"
+    kind, level = "ccs" if mixed else "blocks", ("easy", "hard")[rng.integers(2)]
     wall, floor, light = (int(rng.integers(len(choices))) for choices in (_WALLS, _FLOORS, _LIGHTS))
-    colours = tuple(
-        hue(tone, rng.uniform(0.65, 0.9), rng.uniform(0.8, 0.98)) for tone in spread_hues(rng, height)
-    )
+    colours = tuple(list(COLOURS.values())[number] for number in rng.permutation(len(COLOURS))[:height])
     name = f"env_{kind}-{level}-h={height}-vcom={com}-vpsf={surface}-v={index}"
     return Tower(blocks, com, surface, name, (wall, floor, light), colours)
 
 
 def camera_number(number: int) -> Camera:
-    """Camera 1..16: twelve around the tower at a height of 5, four at 9."""
-    low = number <= 12
-    angle = 2 * np.pi * ((number - 1) / 12 if low else (number - 13 + 0.5) / 4)
-    return Camera(ring(angle, 11.0, 5.0 if low else 9.0), (0.0, 0.0, 2.7 if low else 2.5), 39.0, SIDE, SIDE)
+    """Camera 1..16: twelve around the room at a height of 5, four at 9."""
+    x, y, z, turn = CAMERAS[number - 1]
+    turn, down = np.radians(turn), np.radians(15.0 if number <= NUM_LOW else 45.0)
+    ahead = np.array((-np.sin(turn) * np.cos(down), np.cos(turn) * np.cos(down), -np.sin(down)))
+    return Camera((x, y, z), vector(np.add(ahead, (x, y, z))), FIELD_OF_VIEW, SIDE, SIDE)
 
 
 def draw(seed: int, index: int, camera: int) -> Rendering:
@@ -267,7 +303,7 @@ def _coded(entities: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _stack(
-    rng: np.random.Generator, height: int, mixed: bool, hard: bool, com: int, surface: int
+    rng: np.random.Generator, height: int, mixed: bool, com: int, surface: int
 ) -> tuple[Block, ...] | None:
     """Put blocks together from the top down, each relative to the centre of mass of what stands on it.
 
@@ -281,42 +317,44 @@ def _stack(
             kinds[surface - 1] = "sphere"
         elif rng.random() < 0.4:
             kinds[-1] = "sphere"
-    common = rng.uniform(0.42, 0.47)
-    sizes = np.full((height, 3), common)
-    if hard:
-        sizes = np.column_stack([rng.uniform(0.5, 0.85, (height, 2)), rng.uniform(0.32, 0.46, height)])
+    sizes = rng.uniform(*HALF_SIZES, (height, 3))
     for number, kind in enumerate(kinds):
         if kind == "sphere":
-            sizes[number] = common
+            sizes[number] = sizes[number, 0]
         elif kind == "cylinder":
             sizes[number, 1] = sizes[number, 0]
-    angles = rng.uniform(0, 2 * np.pi) + (rng.uniform(-0.35, 0.35, height) if hard else np.zeros(height))
+    angles = rng.uniform(0, 2 * np.pi, height)
     bottoms = np.concatenate([[0.0], 2 * np.cumsum(sizes[:, 2])])
     placed: list[Block] = []
     for number in reversed(range(height)):
         middle = np.zeros(2)
         if placed:
-            mass = _centre_of_mass(placed)
-            small = float(min(sizes[number, :2].min(), sizes[number + 1, :2].min()))
-            turn = rng.uniform(0, 2 * np.pi)
-            reach = 0.0 if kinds[number] == "sphere" else rng.uniform(0.0, 0.8 * (small - _SAFE))
-            if com == number + 1:
-                # over the middle of an edge
-                side = int(rng.integers(4))
-                turn = angles[number] + side * np.pi / 2 + rng.uniform(-0.15, 0.15)
-                reach = sizes[number, side % 2] + _FALLS + rng.uniform(0.01, 0.12)
-            middle = mass + np.array(ring(turn, reach, 0.0)[:2])
+            off = _offset(rng, kinds[number], sizes[number, :2], falls=com == number + 1)
+            middle = _centre_of_mass(placed) + turn_z(angles[number])[:2, :2] @ off
         x, y, z = *middle, bottoms[number] + sizes[number, 2]
         placed.insert(
             0, Block(kinds[number], vector(sizes[number]), vector((x, y, z)), float(angles[number]))
         )
-    # the lowest block's place is the room's middle, more or less
-    shift = rng.uniform(-0.4, 0.4, 2) - np.asarray(placed[0].centre[:2])
+    shift = rng.uniform(-PLACE, PLACE, 2) - np.asarray(placed[0].centre[:2])
     blocks = tuple(
         Block(b.kind, b.half_size, vector((*(b.centre[:2] + shift), b.centre[2])), b.angle) for b in placed
     )
-    reach = max(float(np.hypot(*block.centre[:2])) for block in blocks)
-    return blocks if _as_asked(blocks, com, surface) and reach < 1.6 else None
+    return blocks if _as_asked(blocks, com, surface) else None
+
+
+def _offset(
+    rng: np.random.Generator, kind: Kind, half_size: NDArray[np.float64], falls: bool
+) -> NDArray[np.float64]:
+    """How far a block's middle is from the centre of mass above it, along its own edges, `[2]`."""
+    if kind == "sphere":  # it touches in one point
+        return np.zeros(2)
+    off = rng.uniform(-_OFF_CENTRE, _OFF_CENTRE, 2) * half_size
+    if falls:
+        side = int(rng.integers(2))
+        off[side] = rng.choice([-1, 1]) * (half_size[side] + _OUTSIDE)
+        if kind == "cylinder":
+            off[1 - side] = 0.0
+    return np.asarray(off)
 
 
 def _as_asked(blocks: tuple[Block, ...], com: int, surface: int) -> bool:

@@ -1,6 +1,8 @@
 """FID and KID of a model's samples at the end of a test."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from data_modules.base import Split
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.inception import NAMES, Rounding, find_weights, load_inception, to_bytes
@@ -40,6 +43,8 @@ class FIDCallback(pl.Callback):
         temperature: of the samples.
         batch_size: samples at once, on each rank; changes nothing but speed and float error.
         cache: folder for the features of the images; by default beside the data's store.
+        val_and_test: compare with validation and test images together, where the test split alone has fewer
+            than the papers' 10 000 (CLEVR6); the result has `splits` in its options.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class FIDCallback(pl.Callback):
         temperature: float = 1.0,
         batch_size: int = 50,
         cache: str | None = None,
+        val_and_test: bool = False,
     ) -> None:
         if num_images < 0 or num_images == 1:
             raise ConfigurationError(f"fid.num_images: {num_images}, expected 2 or more, or 0 for no FID")
@@ -61,6 +67,7 @@ class FIDCallback(pl.Callback):
         self.roundings: tuple[Rounding, ...] = tuple(dict.fromkeys(roundings))
         self.temperature, self.batch_size = temperature, batch_size
         self.cache = None if cache is None else Path(cache)
+        self.val_and_test = val_and_test
         self.values: dict[str, float] = {}
         """What was found, by name; empty where it was skipped."""
         self.options: dict[str, Any] = {}
@@ -108,7 +115,10 @@ class FIDCallback(pl.Callback):
             rank_zero_info(f"FID is skipped: {error}")
             return
         self._split = EvaluatedSplit.of(trainer)
-        chosen = choose_images(len(self._split), self.num_images)
+        self._other = self._split_beside(trainer) if self.val_and_test else None
+        # images of the other split are numbered behind those that the test goes through
+        length = len(self._split) + (0 if self._other is None else len(self._other))
+        chosen = choose_images(length, self.num_images)
         if len(chosen) < 2:
             rank_zero_info(f"FID is skipped: {len(chosen)} test images, expected 2 or more")
             return
@@ -116,7 +126,7 @@ class FIDCallback(pl.Callback):
         if extractor is None:
             return
         self._extractor = extractor.to(pl_module.device)
-        self._rows = torch.full((len(self._split),), -1)
+        self._rows = torch.full((length,), -1)
         self._rows[chosen] = torch.arange(len(chosen))
         self._count = len(chosen)
         size = int(self._extractor.num_features)  # type: ignore[arg-type]
@@ -126,7 +136,10 @@ class FIDCallback(pl.Callback):
         }
         self._describe(pl_module)
         self._kept = {name: self._read(trainer, name) for name in self.roundings}
-        rank_zero_info(f"FID: {self._count:,} images and samples; --fid.num_images 0 turns it off")
+        rank_zero_info(
+            f"FID: {self._count:,} images of {' and '.join(self._splits())}, as many samples; "
+            "--fid.num_images 0 turns it off"
+        )
 
     @torch.no_grad()
     def on_test_batch_end(
@@ -151,6 +164,7 @@ class FIDCallback(pl.Callback):
         """Draws samples, compares, logs."""
         if self._extractor is None:
             return
+        self._add_other(trainer, pl_module)
         counts = torch.stack([metric.num_real for metric in self._kid.values()])
         seen = int(pl_module.all_gather(counts).reshape(-1, len(counts)).sum(dim=0).min())
         if seen == self._count:
@@ -162,7 +176,7 @@ class FIDCallback(pl.Callback):
                 "leave out --trainer.limit_test_batches, or give a smaller --fid.num_images"
             )
         self._extractor = None
-        del self._fid, self._kid, self._split
+        del self._fid, self._kid, self._split, self._other
 
     # ---------------------------------------------------------------- parts
 
@@ -178,13 +192,37 @@ class FIDCallback(pl.Callback):
         for metric, value in self.values.items():
             pl_module.log(f"test/{metric}", value, sync_dist=True)
 
+    def _split_beside(self, trainer: pl.Trainer) -> EvaluatedSplit:
+        """The one of validation and test split that the test does not go through."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if data is None:
+            raise ConfigurationError("fid.val_and_test: true, expected false where there is no data module")
+        name: Split = "val" if data.test_split == "test" else "test"
+        return replace(EvaluatedSplit.of_dataset(data.dataset(name), data), split=name)
+
+    def _add_other(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Adds the features of the other split's images, each on one rank."""
+        missing = [name for name in self._kid if not self._kept[name]]
+        if self._other is None or not missing:
+            return
+        first = len(self._split)
+        chosen = (self._rows[first:] >= 0).nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size]
+        for index in chosen.split(self.batch_size):
+            batch = self._other.dataset.__getitems__(index.tolist())
+            batch = {**batch, "image": batch["image"].to(pl_module.device)}
+            images = pl_module.on_after_batch_transfer(batch, 0)["image"]
+            self._add(images, self._rows[first + index], missing, real=True)
+
     def _describe(self, pl_module: Any) -> None:
         assert self._extractor is not None
+        splits, digest = self._splits(), self._split.sha256()
+        if self._other is not None:
+            digest = hashlib.sha256(f"{digest} {self._other.sha256()}".encode()).hexdigest()
         self._manifest = {
             "format": 1,
             "dataset": self._split.name,
-            "split": self._split.split,
-            "split_sha256": self._split.sha256(),
+            "split": "+".join(splits),
+            "split_sha256": digest,
             "num_images": self._count,
             "image_size": pl_module.image_size,
             "weights_sha256": self._extractor.identity,
@@ -197,7 +235,12 @@ class FIDCallback(pl.Callback):
             "roundings": {f"fid{SUFFIX[name]}": name for name in self.roundings},
             "resize": "bilinear to 299, no antialias",
             "weights_sha256": self._extractor.identity,
+            **({} if self._other is None else {"splits": splits}),
         }
+
+    def _splits(self) -> list[str]:
+        """Names of the splits whose images are the reference; the one under test comes first."""
+        return [part.split for part in (self._split, self._other) if part is not None]
 
     def _add(self, images: Tensor, rows: Tensor, roundings: Sequence[Rounding], real: bool) -> None:
         """Features of images in [0, 1] `[B, 3, H, W]`, for every rounding."""
@@ -216,7 +259,10 @@ class FIDCallback(pl.Callback):
         """Where the features of the images are kept; None for data without a place of their own."""
         store = self._split.folder
         folder = self.cache or (None if store is None else store.parent / "inception")
-        place = self._split.split if store is None else store.name
+        names = self._splits()
+        if store is not None:
+            names[0] = store.name
+        place = "+".join(names)
         return None if folder is None else folder / f"{place}-{self._count}-{rounding}.safetensors"
 
     def _read(self, trainer: pl.Trainer, rounding: Rounding) -> bool:

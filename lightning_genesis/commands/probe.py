@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from data_modules import SceneDataModule
+from data_modules.base import Split
 from lightning_genesis.commands.arguments import CommandParser, add_model_options, find_device
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.probes import (
@@ -72,8 +73,10 @@ def main(args: Sequence[str]) -> None:
     model = model.to(device)
     data.prepare()
     latents: dict[str, Latents] = {}
-    for split, count in (("train", options.num_train), ("test", options.num_test)):
-        dataset: Any = data.dataset(split)  # type: ignore[arg-type]
+    counts: dict[Split, int | None] = {"train": options.num_train, "test": options.num_test}
+    datasets = {split: _open(data, split) for split in counts}
+    for split, count in counts.items():
+        dataset = datasets[split]
         chosen = choose_images(len(dataset), len(dataset) if count is None else count)
         latents[split] = collect(model, dataset, chosen)
     console = Console()
@@ -82,8 +85,10 @@ def main(args: Sequence[str]) -> None:
         console.print(f"{name}: {score.kind} {score.value:.3f}, chance {score.chance:.3f}", highlight=False)
         scores[name] = score
     if not scores:
+        one_slot = data.has_objects and model.num_slots == 1
         raise ConfigurationError(
-            f"probe: {data.name or type(data).__name__} has no labels that are classes and no objects"
+            f"probe: {data.name or type(data).__name__} has no labels that are classes"
+            + (", and one slot tells no object from another" if one_slot else " and no objects")
         )
     if options.output is None and not options.run.is_dir():
         console.print("not written: give --output FOLDER for what belongs to no run")
@@ -91,6 +96,17 @@ def main(args: Sequence[str]) -> None:
     result = _result(options, model, data, latents, scores)
     path = write_result(options.output or options.run, "probes", result)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
+
+
+def _open(data: SceneDataModule, split: Split) -> Any:
+    """A split, with its objects if the data have any."""
+    dataset: Any = data.dataset(split)
+    if data.has_objects and "objects.present" not in dataset.store.arrays:
+        raise ConfigurationError(
+            f"probe: {dataset.store.path}: made before factors of objects were kept; remove it and run "
+            f"`{data.prepare_command()}`: the images stay the same"
+        )
+    return dataset
 
 
 def _settings(options: Namespace) -> Probe:

@@ -17,6 +17,8 @@ NUM_IMAGES = 10_000
 """Images, and samples, that FID compares in the GENESIS, GENESIS-V2 and SRI papers."""
 LIKELIHOOD = "normalised density of pixels in [0, 1], one posterior sample"
 """Behind `elbo` and `bits_per_dim` here, whatever is trained: SRI-G is trained without the normalisation."""
+NO_PUBLISHED_SPLIT = ("clevr6",)
+"""Data of which no paper says what its 10 000 images for FID are."""
 ProtocolName = Literal["genesis", "genesisv2", "sri", "sri-ablations", "emorl"]
 
 
@@ -177,6 +179,8 @@ def general_deviations(split: EvaluatedSplit, fid: Mapping[str, Any]) -> list[st
     lines = [line for line in split.remarks if line != "data: full_masks"]
     if fid and fid["num_images"] != NUM_IMAGES:
         lines.append(f"FID and KID over {fid['num_images']} images, {NUM_IMAGES} in the papers")
+    if fid and "splits" in fid and split.name not in NO_PUBLISHED_SPLIT:
+        lines.append(f"FID and KID against {' and '.join(fid['splits'])} images together")
     if fid and fid["temperature"] != 1:
         lines.append(f"samples at temperature {fid['temperature']}, 1 in the papers")
     return lines

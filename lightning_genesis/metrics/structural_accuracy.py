@@ -29,9 +29,9 @@ class TowerRules:
     """A connected piece of a slot that is smaller is not looked at."""
     gap: float = 1 / 64
     """Pieces with no more background than this between them touch."""
-    same_hue: float = 0.2
-    """Pieces that touch and whose mean colours differ by a smaller angle, in radians, are one block."""
-    place: float = 0.6
+    same_hue: float = 0.3
+    """Pieces that touch and whose median colours differ by a smaller angle, in radians, are one block."""
+    place: float = 0.05
     """Two blocks are in each other's place if the score of `judge_towers` is smaller."""
     margin: float = -0.02
     """The centre of mass may be this far outside the support; negative: it has to be that far inside."""
@@ -67,10 +67,9 @@ def judge_towers(segmentation: Tensor, images: Tensor, rules: TowerRules | None 
     and pieces that touch and have the same hue are one block, since models split blocks. A tower is
 
     - connected, if its pieces form one group under "touch";
-    - overlapping, if for some block and the next lower one `rise + cover / 2` is small: `rise` is the height
-      of its middle above the other's, in mean visible heights, `cover` the columns that they share, as a part
-      of the narrower one's (a block that stands nearer to the camera rises less but covers the other; one in
-      the other's place stands beside it);
+    - overlapping, if for some block and the next lower one `rise - beside / 2` is small: how far its middle
+      is above the other's, in mean visible heights, and to its side, in mean visible widths (a block that
+      stands nearer to a camera above rises less, but covers the other; one in its place stands beside it);
     - supported, if for every block the mean column of all pixels from it upwards lies between the outermost
       columns at which they rest on the blocks below.
 
@@ -196,30 +195,33 @@ def _touching(pieces: Bools, reach: int) -> Bools:
 
 
 def _angles(pieces: Bools, picture: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Angles between the pieces' mean colours, `[P, P]`: hue and saturation, but not the light on a face."""
-    means = np.stack([picture[piece].mean(axis=0) for piece in pieces]).astype(np.float64)
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
-    return np.arccos(np.clip(means @ means.T, -1.0, 1.0))
+    """Angles between the pieces' colours, `[P, P]`: hue and saturation, but not the light on a face.
+
+    Medians: much of a small piece is its edge, which has something of its neighbours' colours.
+    """
+    colours = np.stack([np.median(picture[piece], axis=0) for piece in pieces]).astype(np.float64)
+    colours /= np.maximum(np.linalg.norm(colours, axis=1, keepdims=True), 1e-6)
+    return np.arccos(np.clip(colours @ colours.T, -1.0, 1.0))
 
 
 def _places(blocks: Bools) -> NDArray[np.float64]:
-    """`rise + cover / 2` of every block and the next lower one, `[N - 1]`; see `judge_towers`."""
-    (middle, height, _, _), (_, width, low, high) = (_spans(blocks.sum(axis=axis)) for axis in (2, 1))
-    rise = (middle[:-1] - middle[1:]) / (0.5 * (height[:-1] + height[1:]))
-    shared = np.minimum(high[:-1], high[1:]) - np.maximum(low[:-1], low[1:]) + 1
-    return rise + 0.5 * np.maximum(shared, 0) / np.minimum(width[:-1], width[1:])
+    """`rise - beside / 2` of every block and the next lower one, `[N - 1]`; see `judge_towers`."""
+    rows, heights = _spans(blocks.sum(axis=2))
+    columns, widths = _spans(blocks.sum(axis=1))
+    rise = (rows[:-1] - rows[1:]) / (0.5 * (heights[:-1] + heights[1:]))
+    beside = np.abs(columns[:-1] - columns[1:]) / (0.5 * (widths[:-1] + widths[1:]))
+    return np.asarray(rise - 0.5 * beside)
 
 
 def _spans(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean, length, first and last line of blocks by their pixels on every line `[N, L]`, as `[4, N]`.
+    """Mean line and length of blocks by their pixels on every line `[N, L]`, as `[2, N]`.
 
-    Length and ends leave out the outermost twentieths: a few stray pixels make no block longer.
+    The length leaves out the outermost twentieths: a few stray pixels make no block longer.
     """
     total = counts.sum(axis=1)
     mean = counts @ np.arange(counts.shape[1]) / total
     below = counts.cumsum(axis=1) / total[:, None]
-    first, last = (below >= 0.05).argmax(axis=1), (below >= 0.95).argmax(axis=1)
-    return np.stack([mean, last - first + 1, first, last])
+    return np.stack([mean, (below >= 0.95).argmax(axis=1) - (below >= 0.05).argmax(axis=1) + 1])
 
 
 def _supported(blocks: Bools, rules: TowerRules, side: int) -> bool:

@@ -41,10 +41,18 @@ METRICS: dict[str, Metric] = {
     "probe_view": Metric("view (%)", 1, 100.0),
 }
 """Metrics by name, in their order; others are shown after them under their names."""
-SUFFIXES = {"_attention": ", attention", "_round": ", rounded", "_chance": ", chance"}
+SUFFIXES = {
+    "_attention": ", attention",
+    "_round": ", rounded",
+    "_chance": ", chance",
+    "_true": ", true masks",
+    "_reconstructed": ", reconstructed",
+}
 """Of names of metrics, and what they add to the label."""
 SAMPLES = ("fid", "kid")
-STRUCTURE = ("s_acc", "s_acc_low", "s_acc_high", "s_acc_stable", "num_blocks")
+_CONTROLS = ("true", "reconstructed")
+_CONTROLLED = [f"{name}_{control}" for name in ("s_acc", "num_blocks") for control in _CONTROLS]
+STRUCTURE = ("s_acc", "s_acc_low", "s_acc_high", "s_acc_stable", "num_blocks", *_CONTROLLED)
 IMPORTANCE = ("importance_bound", "importance_bits_per_dim")
 FAMILIES: dict[str, tuple[str, ...]] = {
     "Segmentation, foreground": ("ari_fg", "msc_fg", "sc_fg"),

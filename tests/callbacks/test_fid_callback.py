@@ -12,6 +12,7 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 from torch import Tensor
 
 from data_modules import MultiDSprites
+from data_modules.base import Split
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
 from lightning_genesis.errors import ConfigurationError
@@ -23,6 +24,7 @@ from lightning_genesis.scene import IndexedNoise
 from tests.stand_in import StandIn, StandInFID
 
 NUM_TEST = 13
+TOGETHER: tuple[tuple[Split, int], ...] = (("test", NUM_TEST), ("val", 4))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,30 @@ def test_equals_all_at_once(model: SceneModel, root: str, num_images: int) -> No
     assert values["fid"] != values["fid_round"]
     assert fid.options["num_images"] == count
     assert fid.options["temperature"] == 0.8
+
+
+@pytest.mark.parametrize("num_images", [10_000, 9])
+def test_validation_and_test_images_together(
+    model: SceneModel, root: str, tmp_path: Path, num_images: int
+) -> None:
+    """As for CLEVR6, whose test split has half of the papers' images."""
+    fid, data = StandInFID(num_images=num_images, cache=str(tmp_path), val_and_test=True), make_data(root)
+    values = dict(run_test(fid, model, data))
+    both = torch.cat([data.dataset(split).__getitems__(range(n))["image"] for split, n in TOGETHER])
+    chosen = choose_images(NUM_TEST + 4, num_images)
+    assert len(chosen) == fid.options["num_images"] == fid.options["num_samples"] == min(num_images, 17)
+    assert fid.options["splits"] == ["test", "val"]
+    samples = model.sample(len(chosen), noise=IndexedNoise(SAMPLE_SEED, range(len(chosen)))).reconstruction
+    network = StandIn()
+    fake = network(to_bytes(samples, "truncate").float() / 255)
+    expected = distances(network(both[chosen] / 255), fake)
+    assert (values["fid"], values["kid"]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    # kept apart from the features of the test images alone
+    (name, _) = sorted(path.name for path in tmp_path.iterdir())
+    assert name == f"test-13+val-{len(chosen)}-round.safetensors"
+    again = StandInFID(num_images=num_images, cache=str(tmp_path), val_and_test=True)
+    assert run_test(again, model, make_data(root)) == pytest.approx(values, rel=1e-6, abs=1e-9)
+    assert again.extractor.num_seen == 2 * len(chosen)
 
 
 def test_batch_size_does_not_matter(model: SceneModel, root: str, tmp_path: Path) -> None:

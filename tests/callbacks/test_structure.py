@@ -9,11 +9,12 @@ import torch
 
 from data_modules import MultiDSprites
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
-from lightning_genesis.callbacks.structure import StructureCallback
+from lightning_genesis.callbacks.structure import JUDGE, StructureCallback, share_text
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.metrics.structural_accuracy import StructuralAccuracy
 from lightning_genesis.models import VAE, GenesisV2, SceneModel, SlotAttention
-from lightning_genesis.scene import IndexedNoise
+from lightning_genesis.models.base import EVALUATION_SEED
+from lightning_genesis.scene import IndexedNoise, Scene
 from tests.stand_in import SpriteTowers
 
 
@@ -53,18 +54,47 @@ def run_test(
 
 
 def test_equals_all_at_once(model: SceneModel, root: str) -> None:
-    metric = StructuralAccuracy()
-    scene = model.sample(7, temperature=1.5, noise=IndexedNoise(SAMPLE_SEED, range(7)))
-    metric.update(scene.segmentation(), scene.reconstruction)
+    expected = judged(model.sample(7, temperature=1.5, noise=IndexedNoise(SAMPLE_SEED, range(7))))
     for batch_size in (3, 50):
         callback = StructureCallback(num_images=7, temperature=1.5, batch_size=batch_size)
-        assert run_test(callback, model, make_data(root)) == metric.compute()
+        found = run_test(callback, model, make_data(root))
+        assert {name: found[name] for name in expected} == expected
         assert callback.options == {
             "num_samples": 7,
+            "num_controls": 3,
             "temperature": 1.5,
             "sample_seed": SAMPLE_SEED,
-            "judge": "automatic",
+            "judge": JUDGE,
         }
+
+
+def judged(scene: Scene) -> dict[str, float]:
+    metric = StructuralAccuracy()
+    metric.update(scene.segmentation(), scene.reconstruction)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("seen", [None, 2])
+def test_controls(model: SceneModel, root: str, caplog: pytest.LogCaptureFixture, seen: int | None) -> None:
+    """The test images with their true masks, and as the model makes them again, beside the samples."""
+    data = make_data(root)
+    data.batch_size = 1
+    with caplog.at_level("INFO"):
+        limit = {} if seen is None else {"limit_test_batches": seen}
+        found = run_test(StructureCallback(num_images=7), model, data, **limit)
+    dataset: Any = data.dataset("test")
+    batch = dataset.__getitems__(list(range(seen or 3)))
+    images = batch["image"].float() / 255
+    true = StructuralAccuracy()
+    true.update(batch["segmentation"], images)
+    scene = model(images, IndexedNoise(EVALUATION_SEED, batch["index"]))
+    for control, values in (("true", true.compute()), ("reconstructed", judged(scene))):
+        for name in ("s_acc", "num_blocks"):
+            assert found[f"{name}_{control}"] == values[name]
+    assert found["num_blocks_true"] > 0
+    assert (
+        f"of 7 samples; {share_text(true.compute())} of {seen or 3} test images by their true" in caplog.text
+    )
 
 
 def test_data_without_towers(model: SceneModel, root: str) -> None:

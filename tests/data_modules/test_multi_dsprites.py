@@ -1,14 +1,18 @@
 """Multi-dSprites: draws against an independent reimplementation, painting against a plain loop."""
 
+import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data_modules import DataError, MultiDSprites
+from data_modules.base import SPLITS, Split
 from data_modules.multi_dsprites import Draws, draw_scenes, paint, paint_all
-from data_modules.store import Store
+from data_modules.store import Store, write_store
 from data_modules.synthesis import sprites
 from data_modules.synthesis.sprites import RenderedSprites
 from tests.data_modules.test_sprites import frames
@@ -89,6 +93,75 @@ def test_painting_covers_in_order() -> None:
     assert hidden > 0, "no occlusion in the sample: the test shows nothing"
 
 
+def test_factors_paint_the_same_scene() -> None:
+    """From what the store has of its objects, and the background's colour, every image can be made again."""
+    sizes: dict[Split, int] = {"train": 200, "val": 1, "test": 1}
+    draws = draw_scenes(sizes, max_sprites=6, published_sizes=sizes)["train"]
+    painted = paint(draws, RenderedSprites())
+    objects = {name.removeprefix("objects."): v for name, v in painted.items() if name.startswith("objects.")}
+    names = {"present", "shape", "color", "x", "y", "scale", "orientation", "visible", "depth"}
+    assert objects.keys() == names
+    whole = dict.fromkeys(("present",), "bool") | dict.fromkeys(("shape", "depth"), "uint8")
+    for name, values in objects.items():
+        assert values.dtype == whole.get(name, "float32")
+        assert values.shape == (200, 6, 3) if name == "color" else (200, 6)
+        assert not values[~objects["present"]].any(), name
+    covered = 0
+    for i in range(200):
+        image, labels = np.empty((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+        image[:] = draws.colours[i, 0]
+        present = np.flatnonzero(objects["present"][i])
+        # from the back to the front
+        order = present[np.argsort(-objects["depth"][i, present].astype(int))]
+        assert sorted(objects["depth"][i, present]) == list(range(1, len(present) + 1))
+        areas = {}
+        for number in order:
+            one = {name: values[i, number : number + 1] for name, values in objects.items()}
+            shape = one["shape"].astype(np.int64) - 1
+            x, y = 16 + 32 * one["x"].astype(float), 16 + 32 * one["y"].astype(float)
+            sprite = sprites.render(
+                shape, one["scale"].astype(float).round(1), one["orientation"].astype(float), x, y
+            )
+            rows, columns = np.nonzero(sprite.masks[0])
+            place = rows + sprite.top[0], columns + sprite.left[0]
+            image[place], labels[place] = np.rint(one["color"][0] * 255), 1 + number
+            areas[number] = len(rows)
+        # a float32 place moves pixels whose centres lie on an outline
+        assert (labels != painted["segmentations"][i]).sum() <= 4
+        assert (image != painted["images"][i]).any(-1).sum() <= 4
+        for number, area in areas.items():
+            share = (painted["segmentations"][i] == number + 1).sum() / area
+            assert objects["visible"][i, number] == pytest.approx(share, abs=4 / area)
+            covered += share < 0.5
+    assert covered > 10, "hardly any occlusion in the sample: the test shows little"
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "expected"),
+    [
+        ({}, 64, "5f891fd0c9e861ea"),
+        ({"variant": "unique"}, 64, "1351efc4b671cd3e"),
+        ({"max_sprites": 3, "background": "black", "palette": "saturated"}, 32, "6ca3eb10f54edc91"),
+    ],
+)
+def test_the_same_images_as_ever(settings: dict[str, Any], size: int, expected: str) -> None:
+    """Digests of version 0.1.0, before factors were kept: no run may find other images in the same place."""
+    images = paint(draw_scenes(SIZES, published_sizes=SIZES, **settings)["train"], RenderedSprites(), size)
+    assert hashlib.sha256(images["images"].tobytes()).hexdigest()[:16] == expected
+
+
+def test_a_store_without_factors_is_read_as_it_is(tmp_path: Path) -> None:
+    """As earlier versions wrote them: the images of a run are never asked to be made again."""
+    older, data = tmp_path / "older", small(tmp_path)
+    without_objects(data, older)
+    found = small(older)
+    found.prepare()
+    batch, expected = (d.examples("train", 8) for d in (found, data))
+    assert batch.keys() == {"image", "index", "segmentation"}
+    assert torch.equal(batch["image"], expected["image"])
+    assert expected["objects"]["present"].shape == (8, 4)
+
+
 def test_other_sizes_are_nearest_neighbours() -> None:
     draws = draw_scenes(SIZES, published_sizes=SIZES)["val"]
     at_64 = paint(draws, RenderedSprites())
@@ -112,12 +185,24 @@ def small(root: Path, **settings: object) -> MultiDSprites:
     return MultiDSprites(root=str(root), **(sizes | settings))  # type: ignore[arg-type]
 
 
+def without_objects(data: MultiDSprites, root: Path) -> None:
+    """Prepares data, and writes them to another root as versions without factors did."""
+    data.prepare()
+    for split in SPLITS:
+        plan = data.plan(split)
+        arrays = Store.open(plan.path).arrays
+        kept = {name: values for name, values in arrays.items() if not name.startswith("objects.")}
+        path = root / plan.path.relative_to(data.root)
+        about = {"name": data.name, "split": split, "settings": plan.settings, "source": plan.source}
+        write_store(path, iter([kept]), **about)  # type: ignore[arg-type]
+
+
 def test_prepares_once_and_gives_batches(tmp_path: Path) -> None:
     data = small(tmp_path, batch_size=8)
     assert not list(tmp_path.iterdir()), "the constructor must not touch the disk"
     data.prepare()
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    assert len(written) == 6
+    assert len(written) == 3 * (2 + 9)
     data.prepare()
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     assert not list(tmp_path.rglob(".*"))
