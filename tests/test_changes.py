@@ -95,7 +95,7 @@ def test_a_resume_in_the_middle_of_a_warm_up_is_bit_for_bit(go_on: Fit) -> None:
 
 def test_a_lower_learning_rate_keeps_all_else(go_on: Fit, caplog: pytest.LogCaptureFixture) -> None:
     before = last()
-    assert go_on("--model.learning_rate", "1e-4", "--change", "[learning_rate]") == 0
+    assert go_on("--model.learning_rate", "1e-4", "--change", "learning_rate") == 0
     assert "note: step 8: model.learning_rate 0.001 -> 0.0001" in caplog.messages
     after, whole = last(), last("whole")
     (group,) = after["optimizer_states"][0]["param_groups"]
@@ -147,7 +147,7 @@ def test_another_batch_size_goes_on_among_the_same_images(
         return original(model, batch, batch_idx)
 
     monkeypatch.setattr("lightning_genesis.models.MONet.training_step", watch)
-    assert go_on("--data.batch_size", "3", "--change", "[data.batch_size]") == 0
+    assert go_on("--data.batch_size", "3", "--change", "data.batch_size") == 0
     # eight steps of 4: one pass of 6 batches (26 images), then 2 of the second; 3 x 3 images cover these
     second = TrainingBatchSampler(26, 3, seed=0).permutation(1)
     assert seen == second[9 : 9 + 4 * 3].tolist()
@@ -168,10 +168,10 @@ def test_another_batch_size_goes_on_among_the_same_images(
         (["--seed_everything", "5"], "seed_everything was 0 in training and is 5 here"),
         (["--model.objective.goal", "0.1"], "model.objective.goal"),
         (
-            ["--model.optimizer", "SGD", "--change", "[optimizer]"],
+            ["--model.optimizer", "SGD", "--change", "optimizer"],
             "--change optimizer: cannot be changed in a run",
         ),
-        (["--change", "[learning_rat]"], "no option that a run is compared by (did you mean learning_rate?)"),
+        (["--change", "learning_rat"], "no option that a run is compared by (did you mean learning_rate?)"),
         (
             ["--trainer.devices", "2", "--trainer.strategy", "ddp"],
             "num_ranks was 1 in training and is 2 here",

@@ -42,7 +42,7 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.contract import LINKED
-from lightning_genesis.runs.identity import check_optimizer_state, options_of
+from lightning_genesis.runs.identity import check_optimizer_state, names_of, options_of
 from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
 from lightning_genesis.runs.run import find_checkpoint, read_last_good
@@ -112,10 +112,10 @@ class ExperimentCLI(LightningCLI):
         )
         parser.add_argument(
             "--change",
-            type=list[str] | None,
+            type=list[str] | str | None,
             default=None,
             help="fit: options that a resumed run goes on with in another value, as in "
-            "`--change [learning_rate, data.batch_size]`; the run writes down both",
+            "`--change learning_rate,data.batch_size`; the run writes down both values",
         )
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
@@ -251,7 +251,7 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
             check_optimizer_state(checkpoint, self.model, path)
-            self.identity.resume(checkpoint, config.change or (), path)
+            self.identity.resume(checkpoint, names_of(config.change), path)
             if "run_options" in checkpoint:
                 return
         saved = checkpoint["hyper_parameters"]
@@ -260,7 +260,7 @@ class ExperimentCLI(LightningCLI):
                 continue
             if self.subcommand != "fit" and name in TRAINING_ONLY:
                 continue
-            if name in (given.rpartition(".")[2] for given in config.change or ()):
+            if name in (given.rpartition(".")[2] for given in names_of(config.change)):
                 continue
             if self.subcommand != "fit" and self._is_given(name):
                 rank_zero_info(f"note: {name} is {value} here and was {saved[name]} in training")

@@ -53,6 +53,12 @@ class Change(NamedTuple):
         return f"step {self.step}: {self.name} {self.before} -> {self.after}"
 
 
+def names_of(change: Sequence[str] | str | None) -> list[str]:
+    """The names in `--change`, given with commas between them or as a list."""
+    parts = change.split(",") if isinstance(change, str) else change or ()
+    return [name.strip() for name in parts if name.strip()]
+
+
 def check_optimizer_state(checkpoint: Mapping[str, Any], model: Any, path: str) -> None:
     """Refuses a checkpoint whose optimiser has lost its moments: training would start them anew unseen.
 
