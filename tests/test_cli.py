@@ -201,8 +201,9 @@ def test_options_count_wherever_they_stand(
         found = list((folder / f"elsewhere/order-{len(config)}/metrics").glob("test-genesisv2-*.json"))
         assert len(found) == 1
         assert json.loads(found[0].read_text())["checkpoint"]["step"] == 8
+    (folder / "x").write_text(""), (folder / "y").write_text("")
     assert files_first(["fit", "--a", "1", "-c", "x", "--config=y", "--b"]) == (
-        ["fit", "-c", "x", "--config=y", "--a", "1", "--b"]
+        ["fit", "-c", "x", "--config", "y", "--a", "1", "--b"]
     )
 
 

@@ -64,7 +64,7 @@ def test_other_batches_give_another_run(folder: Path, fit: Fit) -> None:
     """Which is the point: the same again would fail again."""
     start = folder / "runs/first/checkpoints/step-4.ckpt"
     first = read_checkpoint(folder / "runs/first/checkpoints/last.ckpt")["state_dict"]
-    other = fit("other", "--ckpt_path", str(start), "--data.seed", "1")
+    other = fit("other", "--ckpt_path", str(start), "--data.seed", "1", "--change", "data.seed")
     assert other["global_step"] == 8
     assert other["state_dict"]["objective.step"] == 8
     weight = "network.posterior_head.1.weight"
@@ -72,7 +72,17 @@ def test_other_batches_give_another_run(folder: Path, fit: Fit) -> None:
     assert not torch.equal(other["state_dict"]["objective.average"], first["objective.average"])
     # The constraint was taken up: after one step it would be the error itself, far from this average.
     saved = read_checkpoint(start)["state_dict"]
-    one = fit("one", "--ckpt_path", str(start), "--data.seed", "1", "--trainer.max_steps", "5")["state_dict"]
+    one = fit(
+        "one",
+        "--ckpt_path",
+        str(start),
+        "--data.seed",
+        "1",
+        "--change",
+        "data.seed",
+        "--trainer.max_steps",
+        "5",
+    )["state_dict"]
     assert one["objective.step"] == 5
     moved = (one["objective.average"] - saved["objective.average"]).abs()
     assert 0.0 < float(moved / saved["objective.average"].abs()) < 0.01
@@ -81,14 +91,15 @@ def test_other_batches_give_another_run(folder: Path, fit: Fit) -> None:
 
 def test_weights_alone(folder: Path, fit: Fit) -> None:
     start = folder / "runs/first/checkpoints/step-4.ckpt"
-    args = ("--init_from", str(start), "--model.learning_rate", "0", "--trainer.max_steps", "2")
+    args = ("--init_from", str(start), "--model.learning_rate", "1e-30", "--trainer.max_steps", "2")
     warm = fit("warm", *args)
     assert warm["global_step"] == 2
     assert warm["state_dict"]["objective.step"] == 2
     assert {float(entry["step"]) for entry in warm["optimizer_states"][0]["state"].values()} == {2.0}
     saved = read_checkpoint(start)["state_dict"]
     for name, value in warm["state_dict"].items():
-        assert name.startswith("objective.") or torch.equal(value, saved[name])
+        if not name.startswith("objective."):
+            torch.testing.assert_close(value, saved[name], rtol=0, atol=1e-25)
     assert logged_steps(folder / "runs/warm") == [1]
 
 
@@ -97,7 +108,7 @@ def test_rewinding_in_place(folder: Path, fit: Fit) -> None:
     fit("place")
     start = folder / "runs/place/checkpoints/step-4.ckpt"
     before = rows(folder / "runs/place/metrics.csv")
-    fit("place", "--ckpt_path", str(start), "--data.seed", "1")
+    fit("place", "--ckpt_path", str(start), "--data.seed", "1", "--change", "data.seed")
     after = rows(folder / "runs/place/metrics.csv")
     assert logged_steps(folder / "runs/place") == [1, 3, 5, 7]
     losses = [[row["train/loss"] for row in found if row["train/loss"]] for found in (before, after)]

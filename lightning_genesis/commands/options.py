@@ -149,7 +149,9 @@ def _values(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tuple[
 
 
 def _is_class_path(value: str) -> bool:
-    return all(part.isidentifier() for part in value.split(".")) and "." in value
+    """Whether a value is dotted and no file of a section."""
+    is_file = value.endswith((".yaml", ".yml"))
+    return all(part.isidentifier() for part in value.split(".")) and "." in value and not is_file
 
 
 def refuse_linked_values(model: Any) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from data_modules import MultiDSprites
 from lightning_genesis.cli import main
+from lightning_genesis.commands import figures as command
 from lightning_genesis.commands.figures import FIGURES, RunFigures, is_tower, known_fid
-from lightning_genesis.figures import command, failure_cases
+from lightning_genesis.figures import failure_cases
 from lightning_genesis.figures.drawing import sample_grid
 from lightning_genesis.models import SRI, VAE, EfficientMORL, GenesisV2, SceneModel, SlotAttention
 from lightning_genesis.runs.results import Checkpoint
