@@ -99,6 +99,7 @@ def test_the_papers_numbers() -> None:
         "sri": ("test", 320),
         "sri-ablations": ("val", 5000),
         "emorl": ("test", 320),
+        "clevrtex": ("test", None),
     }
     assert all(protocol.convention in CONVENTIONS for protocol in PROTOCOLS.values())
     assert PROTOCOLS["emorl"].target_sizes == {"clevr6": 192}
@@ -121,6 +122,7 @@ def test_the_papers_numbers() -> None:
         ("sri", "clevr6", 3),
         ("sri-ablations", "shapestacks", 3),
         ("emorl", "tetrominoes", None),
+        ("clevrtex", "clevrtex", 3),
         ("genesisv2", "clevr6", None),
     ],
 )
@@ -255,6 +257,7 @@ def test_the_rules_are_stored_with_the_numbers(evaluate: Command, run: Path) -> 
         "num_seeds": None,
         "likelihood": protocol.likelihood,
         "enlarge": "nearest",
+        "matched": False,
         "selection_seed": 0,
     }
 

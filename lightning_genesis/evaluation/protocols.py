@@ -19,7 +19,7 @@ LIKELIHOOD = "normalised density of pixels in [0, 1], one posterior sample"
 """Behind `elbo` and `bits_per_dim` here, whatever is trained: SRI-G is trained without the normalisation."""
 NO_PUBLISHED_SPLIT = ("clevr6",)
 """Data of which no paper says what its 10 000 images for FID are."""
-ProtocolName = Literal["genesis", "genesisv2", "sri", "sri-ablations", "emorl"]
+ProtocolName = Literal["genesis", "genesisv2", "sri", "sri-ablations", "emorl", "clevrtex"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Protocol:
     source: str
     """Paper and section."""
     split: Split
-    num_images: int
-    """Images that are scored. FID's number is an option of its own: `callbacks.fid`."""
+    num_images: int | None
+    """Images that are scored; None for all. FID's number is an option of its own: `callbacks.fid`."""
     image_sizes: Mapping[str, int]
     """Side of the images, by dataset; the paper has no others."""
     masks: Literal["decoded", "attention", "not said"]
@@ -47,6 +47,8 @@ class Protocol:
     """How masks smaller than the ground truth are brought to its size."""
     target_sizes: Mapping[str, int] = field(default_factory=dict)
     """Side of the ground truth, by dataset, where it is not that of the images."""
+    matched: bool = False
+    """Adds `miou`, `miou_fg`, `miou_gt` and the squared error summed over an image, `mse_sum`."""
     selection_seed: int = 0
     """Draws the images."""
 
@@ -92,8 +94,9 @@ class Protocol:
             lines.append(
                 f"masks scored at {target_size}x{target_size}, {expected}x{expected} in the protocol"
             )
-        if num_images != self.num_images:
-            lines.append(f"scores over {num_images} images, {self.num_images} in the protocol")
+        wanted = len(split) if self.num_images is None else self.num_images
+        if num_images != wanted:
+            lines.append(f"scores over {num_images} images, {wanted} in the protocol")
         return lines
 
 
@@ -157,6 +160,18 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         likelihood="none printed; trained without the normalisation; KL of the last refinement alone",
         enlarge="bicubic",
         target_sizes={"clevr6": 192},
+    ),
+    "clevrtex": Protocol(
+        source="CLEVRTEX (NeurIPS 2021 Datasets and Benchmarks) and its evaluation",
+        split="test",
+        num_images=None,
+        image_sizes={"clevrtex": 128},
+        masks="not said",
+        convention="scikit-learn",
+        headline=("miou", "ari_fg", "mse_sum"),
+        num_seeds={"clevrtex": 3},
+        likelihood="none printed",
+        matched=True,
     ),
 }
 """Every protocol by its name on the command line."""
