@@ -3,6 +3,7 @@
 from data_modules.apc import APC
 from data_modules.base import SceneDataModule, StorePlan
 from data_modules.clevr6 import Clevr6
+from data_modules.clevrtex import Clevrtex
 from data_modules.emorl_hdf5 import EmorlHDF5
 from data_modules.folder import ImageFolder
 from data_modules.gqn import GQN
@@ -18,6 +19,7 @@ __all__ = [
     "APC",
     "GQN",
     "Clevr6",
+    "Clevrtex",
     "DataError",
     "EmorlHDF5",
     "ImageFolder",
