@@ -9,6 +9,7 @@ from data_modules.folder import ImageFolder
 from data_modules.gqn import GQN
 from data_modules.multi_dsprites import MultiDSprites
 from data_modules.multi_dsprites_tfrecords import MultiDSpritesTFRecords
+from data_modules.object_centric_hdf5 import ObjectCentricHDF5
 from data_modules.objects_room import ObjectsRoom
 from data_modules.shapestacks import ShapeStacks
 from data_modules.sketchy import Sketchy
@@ -25,6 +26,7 @@ __all__ = [
     "ImageFolder",
     "MultiDSprites",
     "MultiDSpritesTFRecords",
+    "ObjectCentricHDF5",
     "ObjectsRoom",
     "SceneDataModule",
     "ShapeStacks",
