@@ -71,22 +71,18 @@ class Clevrtex(RawSceneDataModule):
     list is taken to be so, as in CLEVR; the publisher's documents were not at hand.
 
     Args:
-        root: folder for prepared data.
-        raw: folder with the variant's archives, or with what is in them.
-        synthetic: use this many training scenes (test scenes of `outd`) of our own renderer instead.
-        subset: use only the first this many scenes of the splits, in the splits' proportions.
         variant: `full`, `outd` or `camo`.
         image_size: height and width.
         num_slots: the benchmark's K.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`; `synthetic` counts the test
+            scenes of `outd`.
 
     Raises:
         DataError: if a setting is out of its range.
     """
 
     name = "clevrtex"
+    subset_of = "scenes"
     licence: ClassVar[str] = "not known here; see the publisher's page"
     citation: ClassVar[str] = (
         "Karazija, Laina, Rupprecht: ClevrTex: A Texture-Rich Benchmark for Unsupervised Multi-Object "
@@ -95,34 +91,15 @@ class Clevrtex(RawSceneDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
-        subset: int | None = None,
         variant: Which = "full",
         image_size: int = 128,
         num_slots: int = 1 + MAX_OBJECTS,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            num_slots=num_slots,
-            num_background=1,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(image_size=image_size, num_slots=num_slots, num_background=1, **options)
         if variant not in _PUBLISHED:
             raise DataError(f"variant: {variant!r}, expected {', '.join(_PUBLISHED)}")
-        if subset is not None and (subset < 3 or synthetic is not None):
-            raise DataError(f"subset: {subset}, expected 3 scenes or more of the published ones")
         self.variant: Which = variant
-        self.subset = subset
         self.published = _PUBLISHED[variant]
         self.splits = tuple(split for split in SPLITS if self.published[split])
         self._known: tuple[Path, FolderTree, list[_Scene], dict[str, list[str]]] | None = None

@@ -1,5 +1,6 @@
 """The HDF5 files that object-centric-library publishes: six multi-object datasets, ready cropped."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -56,16 +57,12 @@ class ObjectCentricHDF5(RawSceneDataModule):
     of the objects go with the ids (they are left out).
 
     Args:
-        root: folder for prepared data.
-        raw: folder with the `.hdf5` file, if it is there already.
-        synthetic: use this many training scenes of random rectangles in the files' layout instead.
         variant: which of the six.
         image_size: height and width; None is the file's (images by Pillow's bilinear filter, masks nearest).
         num_slots: K; None is that of the papers.
         num_background: ids of `segmentation` below this are background; None is as said above.
-        batch_size: images per training step over all ranks.
-        num_workers: loader processes; 0 is fastest for these data.
-        seed: order of the training images.
+        options: the arguments of every data module, of `RawSceneDataModule`; synthetic scenes are random
+            rectangles in the files' layout.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -82,16 +79,11 @@ class ObjectCentricHDF5(RawSceneDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        raw: str | None = None,
-        synthetic: int | None = None,
         variant: Which = "clevr",
         image_size: int | None = None,
         num_slots: int | None = None,
         num_background: int | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         if variant not in _LAYOUTS:
             raise DataError(f"variant: {variant!r}, expected {', '.join(_LAYOUTS)}")
@@ -103,12 +95,7 @@ class ObjectCentricHDF5(RawSceneDataModule):
             image_size=layout.image_size if image_size is None else image_size,
             num_slots=layout.num_slots if num_slots is None else num_slots,
             num_background=background,
-            root=root,
-            raw=raw,
-            synthetic=synthetic,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
+            **options,
         )
         self.variant: Which = variant
 
@@ -127,11 +114,12 @@ class ObjectCentricHDF5(RawSceneDataModule):
     def tags(self) -> list[str]:
         """The variant, and another size than the file's."""
         other = self.image_size != self.layout.image_size
-        return [self.variant, *([f"{self.image_size}px"] if other else [])]
+        few = [] if self.subset is None else [f"first{self.subset}"]
+        return [self.variant, *([f"{self.image_size}px"] if other else []), *few]
 
     def options(self) -> dict[str, Any]:
         """What the data depend on."""
-        return {"variant": self.variant}
+        return {"variant": self.variant, "subset": self.subset}
 
     def record_bytes(self) -> int:
         """Bytes per image in the store."""
@@ -148,7 +136,7 @@ class ObjectCentricHDF5(RawSceneDataModule):
         """Places of each split's scenes in the file."""
         path = folder / self._file
         with opened(path) as file:
-            count = len(member(file, ("image",), path))
+            count = min(len(member(file, ("image",), path)), self.subset or sys.maxsize)
         if self.synthetic is not None:
             sizes = self.synthetic_sizes
         elif (evaluated := min(5_000, count // 10)) > 0:
