@@ -82,6 +82,7 @@ class Clevrtex(RawSceneDataModule):
     """
 
     name = "clevrtex"
+    has_objects = True
     subset_of = "scenes"
     licence: ClassVar[str] = "not known here; see the publisher's page"
     citation: ClassVar[str] = (
