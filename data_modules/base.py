@@ -30,12 +30,6 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Batch = dict[str, Any]
 
-_STAGES: dict[str | None, tuple[Split, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "predict": (),
-    None: SPLITS,
-}
 # arguments that do not change the prepared data
 _LOADING = ("batch_size", "num_workers", "seed", "num_slots")
 
@@ -149,6 +143,8 @@ class SceneDataModule(LightningDataModule):
     """The images that `test` goes through; some published numbers are of the validation set."""
     has_objects: bool = False
     """Whether batches have `objects`, factors of what is seen; stores of earlier versions may lack them."""
+    splits: tuple[Split, ...] = SPLITS
+    """The splits that there are; a set of test images alone has one."""
     shows_towers: bool = False
     """Whether scenes are towers of blocks, whose structure `test` judges in samples."""
     # a rank may have no image of a small evaluation set
@@ -224,7 +220,7 @@ class SceneDataModule(LightningDataModule):
             DataError: if a store is damaged, or the disk too small.
         """
         missing: dict[Split, StorePlan] = {}
-        for split in SPLITS:
+        for split in self.splits:
             plan = self.plan(split)
             # a dangling link counts as something in the way
             if os.path.lexists(plan.path):
@@ -272,7 +268,7 @@ class SceneDataModule(LightningDataModule):
         if self.prepares_on_fit:
             self.prepare()
         else:
-            for split in SPLITS:
+            for split in self.splits:
                 self.open_dataset(split)
 
     def setup(self, stage: str | None = None) -> None:
@@ -281,7 +277,14 @@ class SceneDataModule(LightningDataModule):
         Raises:
             DataError: if one is not prepared or damaged.
         """
-        for split in (self.test_split,) if stage == "test" else _STAGES[stage]:
+        stages: dict[str | None, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": (self.test_split,),
+            "predict": (),
+            None: self.splits,
+        }
+        for split in stages[stage]:
             self.dataset(split)
         if stage == "predict":
             self.predict_dataset()

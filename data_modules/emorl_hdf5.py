@@ -1,7 +1,7 @@
 """The HDF5 files that EfficientMORL published: three of the Multi-Object Datasets, with their splits."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from data_modules.clevr6 import CROP, Clevr6, Interpolation
 from data_modules.multi_dsprites_tfrecords import MultiDSpritesTFRecords
 from data_modules.multi_object import CITATION, MultiObjectDataModule, entity_ids, resize
 from data_modules.raw.download import RawFile
+from data_modules.raw.hdf5 import import_h5py, member, opened
 from data_modules.raw.tfrecord import read_examples
 from data_modules.raw_source import RawSceneDataModule
 from data_modules.store import Arrays, DataError
@@ -173,10 +174,10 @@ class EmorlHDF5(RawSceneDataModule):
         """File, group and scenes of each split."""
         found: dict[str, tuple[Path, int]] = {}
         for path in self._files(folder):
-            with _opened(path) as file:
+            with opened(path) as file:
                 for split in SPLITS:
                     if split in file:
-                        found[split] = (path, len(_member(file, split, "imgs", path)))
+                        found[split] = (path, len(member(file, (split, "imgs"), path)))
         for split in ("train", "test"):
             if split not in found:
                 names = ", ".join(path.name for path in self._files(folder)) or "no file"
@@ -205,16 +206,16 @@ class EmorlHDF5(RawSceneDataModule):
         path, group, numbers = self._groups(folder)[split]
         layout = self.layout
         rows, columns = self._crop()
-        with _opened(path) as file:
-            images, masks = (_member(file, group, name, path) for name in ("imgs", "masks"))
-            for member, shape in (
+        with opened(path) as file:
+            images, masks = (member(file, (group, name), path) for name in ("imgs", "masks"))
+            for array, shape in (
                 (images, (layout.height, layout.width, 3)),
                 (masks, (layout.num_entities, layout.height, layout.width, 1)),
             ):
-                found = (str(member.dtype), member.shape)
+                found = (str(array.dtype), array.shape)
                 if found != ("uint8", (len(images), *shape)):
                     raise DataError(
-                        f"{path}: {member.name}: {found[0]} {list(found[1])}, expected uint8 "
+                        f"{path}: {array.name}: {found[0]} {list(found[1])}, expected uint8 "
                         f"{[len(images), *shape]}"
                     )
             for first in range(numbers.start, numbers.stop, SCENES_AT_ONCE):
@@ -240,7 +241,7 @@ class EmorlHDF5(RawSceneDataModule):
         places = {next(numbers): (split, i) for split in SPLITS for i in range(sizes[split])}
         layout = self.layout
         area = (layout.height, layout.width)
-        h5py = _h5py()
+        h5py = import_h5py()
         with ExitStack() as stack:
             files = [stack.enter_context(h5py.File(folder / name, "w")) for name in layout.files]
             groups = {}
@@ -259,44 +260,3 @@ class EmorlHDF5(RawSceneDataModule):
                         masks = example.uint8("mask", (layout.num_entities, *area, 1))
                     groups[split]["masks"][i] = masks
         path.unlink()
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError(
-            "h5py: not installed, expected it for HDF5 files; run `pip install lightning-genesis[hdf5]`"
-        ) from error
-    return h5py
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An HDF5 file; whatever h5py finds wrong with it is an error that names it."""
-    h5py = _h5py()
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise DataError(f"{path}: not readable as HDF5 ({reason}); get the file again") from error
-
-
-def _member(file: Any, group: str, name: str, path: Path) -> Any:
-    """An array of a file, which has to be in the file itself.
-
-    Raises:
-        DataError: if it is missing, no array, or a link to elsewhere.
-    """
-    h5py = _h5py()
-    member = file
-    for part in (group, name):
-        if not isinstance(member, h5py.Group) or not isinstance(
-            member.get(part, getlink=True), h5py.HardLink
-        ):
-            raise DataError(f"{path}: no `{group}/{name}` in the file, expected an array there")
-        member = member[part]
-    if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual or not member.ndim:
-        raise DataError(f"{path}: `{group}/{name}` is no array of the file itself, expected one")
-    return member

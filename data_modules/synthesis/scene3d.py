@@ -15,27 +15,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float32]
-Colour = tuple[float, float, float]
+from data_modules.synthesis.textures import Colour as Colour
+from data_modules.synthesis.textures import Floats, paint
+from data_modules.synthesis.textures import Pattern as Pattern
+from data_modules.synthesis.textures import Texture as Texture
+
 Vector = tuple[float, float, float]
 Shape = Literal["box", "cylinder", "sphere", "octahedron", "hexagon", "dodecahedron", "icosahedron"]
-Pattern = Literal["checks", "stripes", "waves", "bricks"]
 
 _FAR = np.float32(1e6)
 _GOLDEN = (1 + 5**0.5) / 2
 
 DEPTH_BELOW: dict[Shape, float] = {"dodecahedron": 0.9341724, "icosahedron": 0.8506508}
 """How far a shape of size 1 reaches below its centre where that is not 1: so high it stands on a floor."""
-
-
-@dataclass(frozen=True)
-class Texture:
-    """A second colour and where it goes."""
-
-    pattern: Pattern
-    colour: Colour
-    period: float
-    """Length of a repetition in world units."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +267,7 @@ def _materials(world: World, points: Floats, surface: NDArray[np.int16]) -> tupl
         level = (-plane.normal[1], plane.normal[0], 0.0) if abs(plane.normal[2]) < 0.9 else (1.0, 0.0, 0.0)
         across = np.stack([unit(level), unit(np.cross(plane.normal, level))]).astype(np.float32)
         coordinates = _turn(across, points[:, chosen])
-        colours[:, chosen] = _paint(plane.colour, plane.texture, coordinates)
+        colours[:, chosen] = paint(plane.colour, plane.texture, coordinates)
     for number, solid in enumerate(world.solids, len(world.planes)):
         chosen = np.flatnonzero(surface == number)
         if not chosen.size:
@@ -285,7 +277,7 @@ def _materials(world: World, points: Floats, surface: NDArray[np.int16]) -> tupl
         from_local = (solid.rotation / np.asarray(solid.half_size)).astype(np.float32)
         normals[:, chosen] = _normalised(_turn(from_local, _local_normals(solid.shape, local)))
         sizes = np.asarray(solid.half_size, np.float32)[:, None]
-        colours[:, chosen] = _paint(solid.colour, solid.texture, local * sizes)
+        colours[:, chosen] = paint(solid.colour, solid.texture, local * sizes)
         metal[chosen] = solid.metal
     return normals, colours, metal
 
@@ -331,27 +323,6 @@ def _shade(
         mirror = colours[:, chosen] * surroundings * 0.9 + 0.8 * highlight
         shaded[:, chosen] += amount * (mirror - 0.75 * shaded[:, chosen])
     return shaded
-
-
-def _paint(colour: Colour, texture: Texture | None, coordinates: Floats) -> Floats:
-    """Colours at points of a surface, given by two or three coordinates, as `[3, n]`."""
-    first = np.asarray(colour, np.float32)[:, None]
-    if texture is None:
-        return np.broadcast_to(first, (3, coordinates.shape[1]))
-    # a face through the origin must not lie on the border between two cells
-    cells = coordinates / np.float32(texture.period) + np.float32(0.013)
-    if texture.pattern == "checks":
-        weight = np.floor(2 * cells).sum(axis=0) % 2
-    elif texture.pattern == "stripes":
-        weight = np.floor(2 * cells[-1]) % 2
-    elif texture.pattern == "waves":
-        angles = 2 * np.pi * cells
-        weight = 0.5 + 0.5 * np.sin(angles[0] + 1.5 * np.sin(angles[1]) + angles[2:].sum(axis=0))
-    else:
-        row = np.floor(2 * cells[-1])
-        across = cells[0] + cells[1:-1].sum(axis=0) + 0.5 * (row % 2)
-        weight = (((2 * cells[-1]) % 1 < 0.16) | (across % 1 < 0.08)).astype(np.float32)
-    return first + weight.astype(np.float32) * (np.asarray(texture.colour, np.float32)[:, None] - first)
 
 
 def _interval(shape: Shape, starts: Floats, directions: Floats) -> tuple[Floats, Floats]:

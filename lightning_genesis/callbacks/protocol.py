@@ -9,10 +9,13 @@ from torchmetrics import Metric
 
 from lightning_genesis.evaluation.protocols import Protocol
 from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
-from lightning_genesis.metrics import PerImageMean, SegmentationMetrics
+from lightning_genesis.metrics import PerImageMean, SegmentationMetrics, SummedSquaredError
 from lightning_genesis.metrics.enlarged_segmentation import enlarged_segmentation
 from lightning_genesis.metrics.used import used_on_any_rank
 from lightning_genesis.scene import MaskKind, Scene
+
+KINDS: dict[MaskKind, str | None] = {"decoded": None, "attention": "_attention"}
+"""Masks that are scored, and what that adds to a score's name."""
 
 
 class ProtocolScores(pl.Callback):
@@ -42,10 +45,13 @@ class ProtocolScores(pl.Callback):
         self._means: dict[str, PerImageMean] = {
             name: PerImageMean().to(pl_module.device) for name in pl_module.scores["test"].means
         }
+        self._summed = SummedSquaredError().to(pl_module.device) if self.protocol.matched else None
         arguments = (pl_module.num_slots, pl_module.hparams["num_background"], self.protocol.convention)
         self._scores: dict[MaskKind, SegmentationMetrics] = {
-            "decoded": SegmentationMetrics(*arguments).to(pl_module.device),
-            "attention": SegmentationMetrics(*arguments, postfix="_attention").to(pl_module.device),
+            kind: SegmentationMetrics(*arguments, postfix=postfix, matched=self.protocol.matched).to(
+                pl_module.device
+            )
+            for kind, postfix in KINDS.items()
         }
 
     @torch.no_grad()
@@ -66,6 +72,8 @@ class ProtocolScores(pl.Callback):
         scene: Scene = outputs["scene"]
         for name, values in outputs["values"].items():
             self._means[name].update(values[rows])
+        if self._summed is not None:
+            self._summed.update(scene.reconstruction[rows], batch["image"][rows])
         if "segmentation" not in batch or pl_module.num_slots == 1:
             return
         target: Tensor = batch["segmentation"]
@@ -85,6 +93,8 @@ class ProtocolScores(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Logs the scores over all ranks."""
         metrics: dict[str, Metric] = dict(self._means)
+        if self._summed is not None:
+            metrics["mse_sum"] = self._summed
         for scores in self._scores.values():
             metrics.update(scores.items(keep_base=False, copy_state=False))
         used = used_on_any_rank(metrics, pl_module.device)
@@ -95,4 +105,4 @@ class ProtocolScores(pl.Callback):
         self.target_size = int(everywhere[:, 1].max()) or None
         for name, value in self.values.items():
             pl_module.log(f"{self.name}/{name}", value, sync_dist=True)
-        del self._means, self._scores
+        del self._means, self._scores, self._summed

@@ -19,7 +19,7 @@ LIKELIHOOD = "normalised density of pixels in [0, 1], one posterior sample"
 """Behind `elbo` and `bits_per_dim` here, whatever is trained: SRI-G is trained without the normalisation."""
 NO_PUBLISHED_SPLIT = ("clevr6",)
 """Data of which no paper says what its 10 000 images for FID are."""
-ProtocolName = Literal["genesis", "genesisv2", "sri", "sri-ablations", "emorl"]
+ProtocolName = Literal["genesis", "genesisv2", "sri", "sri-ablations", "emorl", "clevrtex"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Protocol:
     source: str
     """Paper and section."""
     split: Split
-    num_images: int
-    """Images that are scored. FID's number is an option of its own: `callbacks.fid`."""
+    num_images: int | None
+    """Images that are scored; None for all. FID's number is an option of its own: `callbacks.fid`."""
     image_sizes: Mapping[str, int]
     """Side of the images, by dataset; the paper has no others."""
     masks: Literal["decoded", "attention", "not said"]
@@ -39,14 +39,16 @@ class Protocol:
     """Edge cases, a name in `metrics.CONVENTIONS`."""
     headline: tuple[str, ...]
     """What the paper's tables show, as the metrics are named here."""
-    num_seeds: int | None
-    """Trained models behind a published mean; None if it is not said."""
+    num_seeds: Mapping[str, int]
+    """Trained models behind a published mean, by dataset; of those that are not here it is not said."""
     likelihood: str
     """Behind the paper's ELBO or bits per dimension; where it prints neither, what it trains."""
     enlarge: Literal["nearest", "bicubic"] = "nearest"
     """How masks smaller than the ground truth are brought to its size."""
     target_sizes: Mapping[str, int] = field(default_factory=dict)
     """Side of the ground truth, by dataset, where it is not that of the images."""
+    matched: bool = False
+    """Adds `miou`, `miou_fg`, `miou_gt` and the squared error summed over an image, `mse_sum`."""
     selection_seed: int = 0
     """Draws the images."""
 
@@ -59,6 +61,7 @@ class Protocol:
             "headline": list(self.headline_of(split.name)),
             "image_size": size,
             "target_size": targets.get(dataset, size),
+            "num_seeds": self.num_seeds.get(dataset),
         }
 
     def _dataset(self, split: EvaluatedSplit) -> str:
@@ -91,8 +94,9 @@ class Protocol:
             lines.append(
                 f"masks scored at {target_size}x{target_size}, {expected}x{expected} in the protocol"
             )
-        if num_images != self.num_images:
-            lines.append(f"scores over {num_images} images, {self.num_images} in the protocol")
+        wanted = len(split) if self.num_images is None else self.num_images
+        if num_images != wanted:
+            lines.append(f"scores over {num_images} images, {wanted} in the protocol")
         return lines
 
 
@@ -101,14 +105,14 @@ _SRI_SIZES = {"clevr6": 96, "objects_room": 64, "shapestacks": 64}
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "genesis": Protocol(
-        source="GENESIS (ICLR 2020), Sections 4.2 and 4.4",
+        source="GENESIS (ICLR 2020), Sections 4.2 and 4.4 and Table 2",
         split="test",
         num_images=300,
         image_sizes={"multi_dsprites": 64, "gqn": 64, "shapestacks": 64},
         masks="decoded",
         convention="genesis",
         headline=("ari_fg", "sc_fg", "msc_fg", "fid"),
-        num_seeds=5,
+        num_seeds={"shapestacks": 5},  # the segmentations of Section 4.2; Tables 1 and 2 do not say
         likelihood="none printed; trained: normalised density of pixels in [0, 1], a mixture per pixel",
     ),
     "genesisv2": Protocol(
@@ -119,7 +123,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         masks="not said",
         convention="genesis",
         headline=("ari_fg", "msc_fg", "elbo", "fid", "num_active", "num_active_mae"),
-        num_seeds=3,
+        num_seeds={"objects_room": 3, "shapestacks": 3, "sketchy": 1, "apc": 1},
         likelihood=f"ELBO in nats: {LIKELIHOOD}; of MONet-G with the decoded masks, without their KL",
     ),
     "sri": Protocol(
@@ -130,7 +134,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         masks="not said",
         convention="emorl",
         headline=("fid", "ari_fg", "s_acc"),
-        num_seeds=3,
+        num_seeds=dict.fromkeys(_SRI_SIZES, 3),
         likelihood="none printed; trained: mixture, normalised at σ 0.7, not at 0.1; Gaussian, which is not",
     ),
     "sri-ablations": Protocol(
@@ -141,7 +145,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         masks="not said",
         convention="emorl",
         headline=("fid", "ari_fg", "bits_per_dim", "bits_per_dim_sri", "s_acc"),
-        num_seeds=3,
+        num_seeds={"shapestacks": 3},
         likelihood=f"bits per dimension: {LIKELIHOOD}, also of SRI-G; L_SRI has the cross-order KL in it",
     ),
     "emorl": Protocol(
@@ -152,10 +156,22 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         masks="decoded",
         convention="emorl",
         headline=("ari_fg", "mse", "kl"),
-        num_seeds=None,
+        num_seeds={},
         likelihood="none printed; trained without the normalisation; KL of the last refinement alone",
         enlarge="bicubic",
         target_sizes={"clevr6": 192},
+    ),
+    "clevrtex": Protocol(
+        source="CLEVRTEX (NeurIPS 2021 Datasets and Benchmarks) and its evaluation",
+        split="test",
+        num_images=None,
+        image_sizes={"clevrtex": 128},
+        masks="not said",
+        convention="scikit-learn",
+        headline=("miou", "ari_fg", "mse_sum"),
+        num_seeds={"clevrtex": 3},
+        likelihood="none printed",
+        matched=True,
     ),
 }
 """Every protocol by its name on the command line."""

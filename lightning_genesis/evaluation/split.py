@@ -80,8 +80,8 @@ class EvaluatedSplit:
         return digest.hexdigest()
 
 
-def choose_images(length: int, count: int, seed: int = 0) -> list[int]:
-    """Positions of `count` of `length` images, drawn once and for all, in order; all if there are fewer.
+def choose_images(length: int, count: int | None, seed: int = 0) -> list[int]:
+    """Positions of `count` of `length` images, drawn once and for all, in order; all for None, or fewer.
 
     With the same seed, a smaller choice is part of a larger one.
     """

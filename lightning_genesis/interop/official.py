@@ -46,6 +46,10 @@ class OfficialModel:
     """The learning rate in the file is that of a step, not the highest one."""
     geco: Mapping[str, float] = field(default_factory=dict)
     """Published options of its GECO that are not ours by default."""
+    idle: tuple[str, ...] = ()
+    """Parts, by our names, that a model without a use for them lacks here; a file may have them."""
+    asked: tuple[str, ...] = ()
+    """Options besides K and image size that no parameter tells and that have no safe default."""
 
     def rename(self, key: str) -> str:
         """Our name of an official key; KeyError if there is no such parameter."""
@@ -84,7 +88,11 @@ OFFICIAL = {
         "genesis_v2:genesis_v2_key",
     ),
     "monet": OfficialModel(
-        "MONet", r"att_process\.core\.(down|up|mlp|final_conv)\.", known.monet_options, "monet:monet_key"
+        "MONet",
+        r"att_process\.core\.(down|up|mlp|final_conv)\.",
+        known.monet_options,
+        "monet:monet_key",
+        idle=("network.attention.",),  # with one slot
     ),
     "genesis-s": OfficialModel("Genesis", r"decoder\.seq\.", known.genesis_options, "genesis:genesis_key"),
     "genesis": OfficialModel("Genesis", r"comp_vae\.", known.genesis_options, "genesis:genesis_key"),
@@ -111,6 +119,8 @@ OFFICIAL = {
         "emorl:emorl_key",
         convert="emorl:emorl_state",
         scheduled=True,
+        idle=("network.layer_prior.",),  # with one layer
+        asked=("num_layers",),
     ),
     "slot-attention-emorl": OfficialModel(
         "SlotAttention",
@@ -144,6 +154,9 @@ SETTINGS = (
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
     """Name in `OFFICIAL` of the model that a state dict belongs to, None if it is none of them."""
+    components = state.get("comp_vae.decoder_module.seq.9.bias")
+    if components is not None and len(components.flatten()) == 4:
+        return "monet"  # with a mask logit, which tells it from a GENESIS where K is 1
     for name, official in OFFICIAL.items():
         if any(re.match(official.mark, key) for key in state):
             return name
@@ -188,7 +201,9 @@ def load_official(
     options |= {name: value for name, value in sizes if value is not None}
     settings = _settings(file, official, {} if flags is None else read_flags(flags), options)
     built = official.build(settings)
-    state = _state(file, official)
+    ours = built.state_dict()
+    idle = tuple(part for part in official.idle if not any(name.startswith(part) for name in ours))
+    state = {name: value for name, value in _state(file, official).items() if not name.startswith(idle)}
     check_model({"model_class": official.model, "state_dict": state}, built, file.path)
     built.load_state_dict(state, strict=False)  # the objective's state comes next
     _set_objective(built, file)
@@ -266,6 +281,8 @@ def _settings(
     """All options of our class that parameters, flags or the user give."""
     try:
         told = official.options(file.state, flags)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file.path}: {error}") from error
     except (IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{file.path}: its parameters have other shapes than {official.model}'s"
@@ -286,6 +303,9 @@ def _settings(
                 "give the flags.json of the same run"
             )
         settings[name] = flagged if found is None else found
+    for name in official.asked:
+        if name not in given and name not in settings:
+            raise ConfigurationError(f"{file.path}: no parameter tells {name}; give --{name}")
     return {**settings, **_training(file, official, flags), **given}
 
 
@@ -437,7 +457,11 @@ def _parameter_keys(
 ) -> list[str]:
     """Official names of what the optimiser has, in its order; GECO's state may be among it."""
     if official.convert is None:
-        return [key for key, name in _names(file, official).items() if name in ours]
+        return [
+            key
+            for key, name in _names(file, official).items()
+            if name in ours or name.startswith(official.idle)
+        ]
     return [key for key in file.state if key not in GECO_STATE or count == len(file.state)]
 
 

@@ -45,8 +45,8 @@ def genesis_v2_options(state: State, flags: Flags) -> dict[str, Any]:
         "image_size": _unet_size(state, "encoder.down."),
         "semi_convolutional": "att_process.colour_head.weight" not in state,
         "autoregressive_prior": "prior_lstm.weight_ih_l0" in state,
-        "feature_dim": _length(state, "seg_head.0.weight"),
         "latent_dim": _length(state, "z_head.3.bias", 2),
+        **_genesis_v2_widths(state),
     }
     names = {
         "kernel": "kernel",
@@ -58,6 +58,34 @@ def genesis_v2_options(state: State, flags: Flags) -> dict[str, Any]:
     return options | _renamed(flags, names) | _activation(flags)
 
 
+def _genesis_v2_widths(state: State) -> dict[str, Any]:
+    """Widths of the parts, where they are not those of the heads.
+
+    The published code caps backbone and late stages of the decoder at 64 channels.
+
+    Raises:
+        ConfigurationError: if the heads do not fit the backbone, as the published ones above 64 channels.
+    """
+    width, backbone = _length(state, "seg_head.0.weight"), _length(state, "encoder.down.0.0.weight")
+    taken = _length(state, "seg_head.0.weight", axis=1)
+    if backbone is not None and taken is not None and backbone != taken:
+        raise ConfigurationError(
+            f"the backbone gives {backbone} channels and seg_head.0.weight takes {taken}; no model runs so, "
+            "the published one neither, whose feat_dim is at most 64"
+        )
+    stages = sorted(
+        int(found[1]) for key in state if (found := re.fullmatch(r"decoder_module\.(\d+)\.weight", key))
+    )[:-1:2]  # each is a convolution and its normalisation; the last convolution is the output
+    decoder = [length for i in stages if (length := _length(state, f"decoder_module.{i}.weight", axis=1))]
+    return {
+        "feature_dim": width,
+        "backbone_dim": None if backbone == width else backbone,
+        "decoder_stages": None if len(decoder) in (0, 4) else len(decoder),  # 4 are published
+        "decoder_dims": None if set(decoder) <= {width} else decoder,
+        "prior_dim": _length(state, "prior_lstm.weight_hh_l0", axis=1),
+    }
+
+
 def sri_options(state: State, flags: Flags) -> dict[str, Any]:
     """Options of `SRI` on GENESIS-V2. K, likelihood and σ are in no parameter."""
     prefix = "genesisv2."
@@ -65,7 +93,15 @@ def sri_options(state: State, flags: Flags) -> dict[str, Any]:
     options = genesis_v2_options(part, flags)
     encoder = {
         name: options[name]
-        for name in ("semi_convolutional", "feature_dim", "latent_dim", "kernel")
+        for name in (
+            "semi_convolutional",
+            "feature_dim",
+            "backbone_dim",
+            "decoder_dims",
+            "decoder_stages",
+            "latent_dim",
+            "kernel",
+        )
         if options.get(name) is not None
     }
     return {
@@ -98,10 +134,8 @@ def genesis_options(state: State, flags: Flags) -> dict[str, Any]:
         options["component_dim"] = _length(state, "comp_vae.encoder_module.0.5.conv.bias", 4)
         options["image_size"] = _gated_size(state, "comp_vae.encoder_module.0.5.conv.weight", {8: 32, 16: 64})
     elif two_stage:
+        options["image_size"] = _component_size(state)
         options["component_dim"] = _length(state, "comp_vae.encoder_module.module.11.bias", 2)
-        features = state.get("comp_vae.encoder_module.module.9.weight")
-        if features is not None:
-            options["image_size"] = 16 * math.isqrt(features.shape[1] // 64)
     else:
         options["image_size"] = _gated_size(state, "att_process.core.q_z_nn.5.conv.weight")
     if any(key.startswith("att_process.") for key in state):  # with one slot none of these is there
@@ -111,12 +145,47 @@ def genesis_options(state: State, flags: Flags) -> dict[str, Any]:
         options["norm"] = "batch" if running else "instance"
         if two_stage:
             options["component_prior"] = "prior_mlp.0.weight" in state
-    return options | _activation(flags)
+    width = _length(state, "att_process.core.q_z_nn.0.conv.bias", 2)
+    if symmetric and width is None:
+        width = _length(state, "comp_vae.encoder_module.0.0.conv.bias", 2)
+    options["prior_dim"] = _length(state, "prior_lstm.weight_hh_l0", axis=1)
+    return options | _component_widths(state, width) | _activation(flags)
+
+
+def _component_size(state: State) -> int | None:
+    """Side of the images, by what the component VAE's convolutions leave of it, a sixteenth."""
+    width = _length(state, "comp_vae.encoder_module.module.6.bias")
+    features = _length(state, "comp_vae.encoder_module.module.9.weight", axis=1)
+    return None if not width or not features else 16 * math.isqrt(features // width)
+
+
+def _component_widths(state: State, width: int | None) -> dict[str, Any]:
+    """Channels of the outer convolutions, and those of the component VAE's two parts where they are others.
+
+    Args:
+        state: official parameters.
+        width: of the part that makes the masks; None if there is none.
+    """
+    encoder = _length(state, "comp_vae.encoder_module.module.0.bias")
+    decoder = _length(state, "comp_vae.decoder_module.seq.1.bias") or _length(state, "decoder.seq.1.bias")
+    width = width or encoder
+    return {
+        "feature_dim": width,
+        "encoder_dim": None if encoder == width else encoder,
+        "decoder_dim": None if decoder == width else decoder,
+    }
 
 
 def monet_options(state: State, flags: Flags) -> dict[str, Any]:
     """Options of `MONet`; K and both σ are in the buffer `std`."""
     options: dict[str, Any] = {"image_size": _unet_size(state, "att_process.core.down."), **_slot_std(state)}
+    options["image_size"] = options["image_size"] or _component_size(state)  # with one slot
+    first = ("att_process.core.down.0.0.weight", "att_process.core.down.0.conv.weight")
+    width = next((state[key].shape[0] for key in first if key in state), None)
+    if options.get("num_slots") != 1:
+        options |= _component_widths(state, width)
+    else:
+        options |= _component_widths(state, None)
     options["latent_dim"] = _length(state, "comp_vae.encoder_module.module.11.bias", 2)
     if "montecarlo_kl" in flags:
         options["analytic_kl"] = not flags["montecarlo_kl"]
@@ -137,27 +206,38 @@ def vae_options(state: State, flags: Flags) -> dict[str, Any]:
 def emorl_slot_attention_options(state: State, flags: Flags) -> dict[str, Any]:
     """Options of `SlotAttention` for EMORL's; neither K nor the image size are in a checkpoint."""
     del flags
-    big = "image_decoder.decode.8.weight" in state
-    first = state.get("image_decoder.decode.0.bias")
     return {
         "implementation": "emorl",
         "slot_dim": _length(state, "init_slots", 2, axis=1),
         "feature_dim": _length(state, "encoder_pt_1.0.bias"),
         "mlp_dim": _length(state, "mlp.0.bias"),
-        "decoder": "big" if big else "small",
-        "decoder_dim": None if first is None else first.shape[0],
-        **({"decoder_stages": _count(state, "image_decoder.decode.") - 2} if big else {}),
+        **_slot_decoder(state, "image_decoder.decode."),
     }
+
+
+def _slot_decoder(state: State, prefix: str) -> dict[str, Any]:
+    """Kind, width and stages of a decoder of EMORL's repository, told by the shapes of its kernels."""
+    layers = _count(state, prefix)
+    first, last = (state.get(f"{prefix}{2 * layer}.weight") for layer in (0, layers - 1))
+    if first is None or last is None or first.ndim != 4 or last.ndim != 4:
+        return {}
+    width = _length(state, f"{prefix}0.bias")
+    if first.shape[-1] == 3:
+        return {"decoder": "iodine", "decoder_dim": width}
+    if last.shape[1] == 4 and last.shape[0] == width:  # a transposed convolution: inputs come first
+        return {"decoder": "big", "decoder_dim": width, "decoder_stages": layers - 2}
+    return {"decoder": "small", "decoder_dim": width}
 
 
 def emorl_options(state: State, flags: Flags) -> dict[str, Any]:
     """Options of `EfficientMORL`; K, image size, likelihood and curriculum are in no checkpoint.
 
-    The small decoder is taken for Tetrominoes, with its settings; Multi-dSprites looks like CLEVR6.
+    The small decoder is taken for Tetrominoes, with its settings; Multi-dSprites looks like CLEVR6. Nor is
+    the number of layers, which share their parameters, except that without a prior between them it is 1.
     """
     del flags
     prefix = "hvae_networks."
-    small = f"{prefix}image_decoder.decode.8.weight" not in state
+    decoder = _slot_decoder(state, f"{prefix}image_decoder.decode.")
     tetrominoes = {
         "likelihood": "gaussian",
         "std": 0.3,
@@ -167,9 +247,9 @@ def emorl_options(state: State, flags: Flags) -> dict[str, Any]:
     return {
         "latent_dim": _length(state, f"{prefix}init_posterior", 2, axis=-1),
         "feature_dim": _length(state, f"{prefix}encoder_pt_1.0.bias"),
-        "decoder": "small" if small else "iodine",
-        "decoder_dim": _length(state, f"{prefix}image_decoder.decode.0.bias"),
-        **(tetrominoes if small else {}),
+        "num_layers": None if any(key.startswith(f"{prefix}indep_prior.") for key in state) else 1,
+        **decoder,
+        **(tetrominoes if decoder.get("decoder") == "small" else {}),
     }
 
 

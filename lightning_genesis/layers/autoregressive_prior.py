@@ -1,4 +1,4 @@
-"""The autoregressive prior over slots of GENESIS (Section 3.2) and GENESIS-V2: an LSTM over latents."""
+"""The prior over slots: an LSTM over latents (GENESIS, Equations 1 and 6; GENESIS-V2, Equation 2)."""
 
 from torch import Tensor, nn
 

@@ -1,5 +1,8 @@
 """Spatial broadcast decoding (Watters et al., 2019): a latent repeated over a grid, with coordinates."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ def spatial_broadcast(latents: Tensor, grid: Tensor) -> Tensor:
 
 
 class TransposedConvDecoder(nn.Module):
-    """Broadcasts a latent over a small grid and doubles its side `num_stages` times (GENESIS-V2, Appendix).
+    """Broadcasts a latent over a small grid and doubles its side `num_stages` times (GENESIS-V2, Appendix B).
 
     The published decoder has four stages, so the grid is 4x4 for images of 64x64.
 
@@ -28,7 +31,7 @@ class TransposedConvDecoder(nn.Module):
         latent_dim: size of a latent.
         out_channels: channels of the output.
         image_size: side of the output; a multiple of `2 ** num_stages`.
-        hidden_dim: channels of every stage, a multiple of the 8 groups of its normalisation.
+        hidden_dim: channels of every stage, or of each; multiples of the 8 groups of the normalisation.
         num_stages: how often the side doubles.
         norm: normalise every stage, in 8 groups; this takes away what all channels of a group have in common.
     """
@@ -40,20 +43,20 @@ class TransposedConvDecoder(nn.Module):
         latent_dim: int,
         out_channels: int,
         image_size: int,
-        hidden_dim: int = 64,
+        hidden_dim: int | Sequence[int] = 64,
         num_stages: int = 4,
         norm: bool = True,
     ) -> None:
         super().__init__()
+        widths = [hidden_dim] * num_stages if isinstance(hidden_dim, int) else hidden_dim
         stages: list[nn.Module] = []
-        for stage in range(num_stages):
-            in_channels = hidden_dim if stage else latent_dim + 2
+        for channels_in, channels_out in pairwise([latent_dim + 2, *widths]):
             stages += [
-                nn.ConvTranspose2d(in_channels, hidden_dim, 5, stride=2, padding=2, output_padding=1),
-                nn.GroupNorm(8, hidden_dim) if norm else nn.Identity(),
+                nn.ConvTranspose2d(channels_in, channels_out, 5, stride=2, padding=2, output_padding=1),
+                nn.GroupNorm(8, channels_out) if norm else nn.Identity(),
                 nn.ReLU(inplace=True),
             ]
-        self.layers = nn.Sequential(*stages, nn.Conv2d(hidden_dim, out_channels, 1))
+        self.layers = nn.Sequential(*stages, nn.Conv2d(widths[-1], out_channels, 1))
         # Not part of a checkpoint: it follows from the size.
         self.register_buffer("grid", coordinate_grid(image_size // 2**num_stages), persistent=False)
 

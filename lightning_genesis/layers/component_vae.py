@@ -21,7 +21,8 @@ class ComponentVAE(nn.Module):
         out_channels: channels O of the decoder: 3, and one more for a mask logit (MONet).
         image_size: side of the images S, a multiple of 16.
         activation: class of all activations: ELU in GENESIS, ReLU in MONet.
-        feature_dim: channels c of the encoder's first two layers and of the decoder; its last two have `2 c`.
+        feature_dim: channels c of the encoder's first two layers; its last two have `2 c`.
+        decoder_dim: channels of the decoder; c if None.
 
     Raises:
         ConfigurationError: if a size does not fit.
@@ -34,6 +35,7 @@ class ComponentVAE(nn.Module):
         image_size: int,
         activation: Activation = nn.ELU,
         feature_dim: int = 32,
+        decoder_dim: int | None = None,
     ) -> None:
         super().__init__()
         if image_size < 16 or image_size % 16:
@@ -56,7 +58,7 @@ class ComponentVAE(nn.Module):
             nn.Linear(hidden_dim, 2 * latent_dim),
         )
         self.decoder = BroadcastDecoder(
-            latent_dim, out_channels, image_size, feature_dim, activation=activation
+            latent_dim, out_channels, image_size, decoder_dim or feature_dim, activation=activation
         )
 
     def encode(self, images: Tensor, log_masks: Tensor) -> tuple[Tensor, Tensor]:

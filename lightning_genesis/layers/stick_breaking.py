@@ -24,7 +24,7 @@ def break_off(logits: Tensor, log_scope: Tensor) -> tuple[Tensor, Tensor]:
 def stick_breaking(logits: Tensor) -> Tensor:
     """Log-masks of all slots at once, where the logits do not depend on the scope.
 
-    The last slot takes what is left, so its logit changes nothing (GENESIS, Section 3.1; the published
+    The last slot takes what is left, so its logit changes nothing (GENESIS, Equation 4; the published
     code runs one step more and replaces the last mask, which is the same).
 
     Args:

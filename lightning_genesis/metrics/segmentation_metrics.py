@@ -1,4 +1,4 @@
-"""The six scores of a segmentation, from one count of the pixels."""
+"""The scores of a segmentation, from one count of the pixels."""
 
 from typing import Any
 
@@ -8,13 +8,14 @@ from torchmetrics import MetricCollection
 from lightning_genesis.metrics.adjusted_rand_index import AdjustedRandIndex
 from lightning_genesis.metrics.contingency import count_pixels
 from lightning_genesis.metrics.conventions import Convention
+from lightning_genesis.metrics.matched_iou import MatchedIoU
 from lightning_genesis.metrics.segmentation_covering import SegmentationCovering
 
 
 class SegmentationMetrics(MetricCollection):
-    """`ari`, `ari_fg`, `msc`, `msc_fg`, `sc` and `sc_fg` of the same images.
+    """`ari`, `ari_fg`, `msc`, `msc_fg`, `sc` and `sc_fg` of the same images; also `miou` and its kind.
 
-    The pixels are counted once per batch and the counts handed to all six.
+    The pixels are counted once per batch and the counts handed to all.
 
     Args:
         num_slots: number of slots `K`.
@@ -23,6 +24,7 @@ class SegmentationMetrics(MetricCollection):
         ignore_index: id of the pixels that are left out.
         prefix: put before the keys, as in "val/".
         postfix: put after the keys, as in "_attention".
+        matched: add `miou`, `miou_fg` and `miou_gt`, whose matching waits for the device.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class SegmentationMetrics(MetricCollection):
         ignore_index: int = 255,
         prefix: str | None = None,
         postfix: str | None = None,
+        matched: bool = False,
     ) -> None:
         counting: dict[str, int] = {
             "num_slots": num_slots,
@@ -41,6 +44,11 @@ class SegmentationMetrics(MetricCollection):
             "ignore_index": ignore_index,
         }
         options: dict[str, Any] = {**counting, "convention": convention}
+        by_matching = {
+            "miou": MatchedIoU(**options),
+            "miou_fg": MatchedIoU(foreground=True, **options),
+            "miou_gt": MatchedIoU(over="objects", **options),
+        }
         super().__init__(
             {
                 "ari": AdjustedRandIndex(**options),
@@ -49,6 +57,7 @@ class SegmentationMetrics(MetricCollection):
                 "msc_fg": SegmentationCovering(foreground=True, **options),
                 "sc": SegmentationCovering(weighted=True, **options),
                 "sc_fg": SegmentationCovering(weighted=True, foreground=True, **options),
+                **(by_matching if matched else {}),
             },
             prefix=prefix,
             postfix=postfix,

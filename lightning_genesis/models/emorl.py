@@ -53,8 +53,6 @@ class Hierarchy(NamedTuple):
 
     parameters: list[Tensor]
     """Mean and raw scale of every layer's posterior, from the first, each `[B, K, 2 D]`."""
-    samples: list[Tensor]
-    """A sample of every layer but the last, from which the next layer was inferred, each `[B, K, D]`."""
     log_masks: Tensor
     """Attention of the last layer, normalised over slots, `[B, K, 1, H, W]`."""
 
@@ -222,11 +220,10 @@ class EMORLNetwork(PixelEncoder):
             key, value = key.float().transpose(1, 2), value.float()
             parameters = self.initial_posterior.expand(len(images), num_slots, -1)
             layers: list[Tensor] = []
-            samples: list[Tensor] = []
             log_attention = key.new_zeros(())
             for _ in range(self.num_layers):
-                samples.append(posterior_of(parameters).sample(noise))
-                query = self.query(self.norm_slots(samples[-1])) * samples[-1].shape[2] ** -0.5
+                sample = posterior_of(parameters).sample(noise)
+                query = self.query(self.norm_slots(sample)) * sample.shape[2] ** -0.5
                 update, log_attention = attend(query, key, value)
                 mean, raw = (half.flatten(0, 1) for half in parameters.chunk(2, dim=2))
                 mean = self.mean_gru(update.flatten(0, 1), mean)
@@ -236,15 +233,15 @@ class EMORLNetwork(PixelEncoder):
                 parameters = torch.cat([mean, raw], dim=1).unflatten(0, (len(images), num_slots))
                 layers.append(parameters)
             log_masks = log_attention.unflatten(2, images.shape[2:]).unsqueeze(2)
-        return Hierarchy(layers, samples[1:], log_masks)
+        return Hierarchy(layers, log_masks)
 
     def forward(
         self, images: Tensor, noise: Noise | None, num_slots: int, num_refinements: int, keep_graph: bool
     ) -> Inference:
         """Inference and decoding of all steps.
 
-        Gradients have to be enabled. Draws noise `[B, K, D]` for the initial slots, every layer, the priors
-        of the layers from the last but one down ("reversed"), and every refinement.
+        Gradients have to be enabled. Draws noise `[B, K, D]` for the initial slots, every layer, what the
+        priors of the layers are given (layers L to 2, or 1 to L - 1 "bottom_up"), and every refinement.
 
         Args:
             images: `[B, 3, H, W]` in [0, 1].
@@ -261,7 +258,7 @@ class EMORLNetwork(PixelEncoder):
         layers = [*hierarchy.parameters[:-1], parameters]  # so that every path leads through `parameters`
         sample = posterior_of(parameters).sample(noise)
         components, log_masks, nll = self._decode_and_score(images, sample)
-        posteriors, priors, given = self._layers(layers, hierarchy.samples, noise)
+        posteriors, priors, given = self._layers(layers, noise)
         kl = gaussian_kl(*posteriors, *priors).sum(dim=(1, 2))
         top = Gaussian(*(value[:, -1] for value in priors))
         steps = [Step(posterior_of(parameters), top, sample, components, log_masks, nll, kl)]
@@ -283,14 +280,15 @@ class EMORLNetwork(PixelEncoder):
         ladder = self._ladder(posteriors, priors, given, num_refinements)
         return Inference(steps, ladder, hierarchy.log_masks)
 
-    def _layers(
-        self, layers: list[Tensor], samples: list[Tensor], noise: Noise | None
-    ) -> tuple[Gaussian, Gaussian, Tensor]:
-        """Posterior and prior of every layer `[B, L, K, D]`; what priors are given, `[B, L - 1, K, D]`."""
+    def _layers(self, layers: list[Tensor], noise: Noise | None) -> tuple[Gaussian, Gaussian, Tensor]:
+        """Posterior and prior of every layer `[B, L, K, D]`; what priors are given, `[B, L - 1, K, D]`.
+
+        Priors are given fresh samples, not those that the next layer was inferred from.
+        """
         posteriors = posterior_of(torch.stack(layers, dim=1))
         if self.prior == "bottom_up":
-            drawn = samples
-        else:  # fresh samples of layers L, ..., 2
+            drawn = [posterior_of(parameters).sample(noise) for parameters in layers[:-1]]
+        else:  # from the last layer down
             drawn = [posterior_of(parameters).sample(noise) for parameters in layers[:0:-1]][::-1]
         first = posteriors.mean[:, :1]
         standard = Gaussian(torch.zeros_like(first), torch.ones_like(first))
@@ -368,7 +366,7 @@ class EfficientMORL(SceneModel):
     decoded. Samples are drawn so, and the ELBO is that of this model: the refined slots' KL, which `val/kl`
     shows as the paper does, and the KLs of layers 2 to L besides. Bottom-up slots alone (I = 0) are held
     against N(0, 1). "reversed" and "bottom_up" hold refined slots against N(0, 1), and draw them from it. In
-    "bottom_up", `p(z^{l+1} | z^l)` is given the sample that the inference drew (not said by the paper).
+    "bottom_up", `p(z^{l+1} | z^l)` is given a fresh sample of `q(z^l)`, as in the published code.
 
     Args:
         num_slots: number of slots K.

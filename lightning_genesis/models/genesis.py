@@ -98,6 +98,8 @@ class GenesisNetwork(nn.Module):
         norm: Norm,
         component_activation: Activation,
         feature_dim: int,
+        encoder_dim: int | None,
+        decoder_dim: int | None,
     ) -> None:
         super().__init__()
         self.num_slots, self.component_activation = num_slots, component_activation
@@ -107,11 +109,17 @@ class GenesisNetwork(nn.Module):
         self.component_vae: ComponentVAE | GatedComponentVAE | None = None
         self.component_decoder: BroadcastDecoder | None = None
         if not two_stage:
-            self.component_decoder = BroadcastDecoder(mask_dim, 3, image_size, feature_dim)
+            self.component_decoder = BroadcastDecoder(mask_dim, 3, image_size, decoder_dim or feature_dim)
         elif symmetric_components:
             self.component_vae = GatedComponentVAE(component_dim, 3, image_size, norm, feature_dim)
         else:
-            self.component_vae = ComponentVAE(component_dim, 3, image_size, feature_dim=feature_dim)
+            self.component_vae = ComponentVAE(
+                component_dim,
+                3,
+                image_size,
+                feature_dim=encoder_dim or feature_dim,
+                decoder_dim=decoder_dim or feature_dim,
+            )
 
     def infer(self, images: Tensor, noise: Noise | None) -> tuple[dict[str, Tensor], Tensor]:
         """Posterior of every slot, `[B, K, M + C]` with the mask latent first, and log-masks.
@@ -189,6 +197,9 @@ class Genesis(SceneModel):
         component_activation: "sigmoid", or "linear" for components that may leave [0, 1].
         feature_dim: channels of the outer convolutions, the inner ones have twice as many; 32 in the paper,
             the quickstart has fewer.
+        encoder_dim: those of the component VAE's encoder, if it has others.
+        decoder_dim: those of its broadcast decoder (in GENESIS-S the components'), if it has others.
+        prior_dim: units of the LSTM over mask latents.
         std: standard deviation σ of the likelihood.
         analytic_kl: closed form of each KL instead of one sample's estimate.
         released_sampler: sample mask latents without `tanh` on the mean of their prior, as the released code
@@ -215,12 +226,24 @@ class Genesis(SceneModel):
         norm: Norm = "batch",
         component_activation: Activation = "sigmoid",
         feature_dim: int = 32,
+        encoder_dim: int | None = None,
+        decoder_dim: int | None = None,
+        prior_dim: int = 256,
         std: float = 0.7,
         analytic_kl: bool = False,
         released_sampler: bool = False,
         **common: Any,
     ) -> None:
-        _check_options(num_slots, mask_dim, component_dim, feature_dim, two_stage, symmetric_components, std)
+        sizes = {
+            "num_slots": num_slots,
+            "mask_dim": mask_dim,
+            "component_dim": component_dim,
+            "feature_dim": feature_dim,
+            "encoder_dim": encoder_dim,
+            "decoder_dim": decoder_dim,
+            "prior_dim": prior_dim,
+        }
+        _check_options(sizes, two_stage, symmetric_components, std)
         _check_names(norm, component_activation)
         super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = GenesisNetwork(
@@ -233,9 +256,13 @@ class Genesis(SceneModel):
             norm,
             component_activation,
             feature_dim,
+            encoder_dim,
+            decoder_dim,
         )
         several = num_slots > 1
-        self.slot_prior = AutoregressivePrior(mask_dim) if autoregressive_prior and several else None
+        self.slot_prior = (
+            AutoregressivePrior(mask_dim, prior_dim) if autoregressive_prior and several else None
+        )
         self.component_prior = (
             nn.Sequential(
                 nn.Linear(mask_dim, 256),
@@ -402,23 +429,12 @@ def _standard_normal(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_options(
-    num_slots: int,
-    mask_dim: int,
-    component_dim: int,
-    feature_dim: int,
-    two_stage: bool,
-    symmetric_components: bool,
-    std: float,
+    sizes: dict[str, int | None], two_stage: bool, symmetric_components: bool, std: float
 ) -> None:
-    for name, value in (
-        ("num_slots", num_slots),
-        ("mask_dim", mask_dim),
-        ("component_dim", component_dim),
-        ("feature_dim", feature_dim),
-    ):
-        if value < 1:
+    for name, value in sizes.items():
+        if value is not None and value < 1:
             raise ConfigurationError(f"{name}={value} is too small: use at least 1")
-    if not two_stage and num_slots == 1:
+    if not two_stage and sizes["num_slots"] == 1:
         raise ConfigurationError("two_stage=False (GENESIS-S) needs masks: use num_slots of at least 2")
     if not two_stage and symmetric_components:
         raise ConfigurationError("symmetric_components=True would be ignored: use two_stage=True with it")

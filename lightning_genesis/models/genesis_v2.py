@@ -4,6 +4,7 @@ Engelcke, Parker Jones, Posner: "GENESIS-V2: Inferring Unordered Object Represen
 Refinement", NeurIPS 2021.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -52,12 +53,13 @@ class GenesisV2Decoder(TransposedConvDecoder):
         decoder_stages: int,
         decoder_norm: bool,
         component_activation: Activation,
+        decoder_dims: Sequence[int] | None = None,
     ) -> None:
         if component_activation not in ("sigmoid", "linear"):
             raise ConfigurationError(
                 f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
             )
-        super().__init__(latent_dim, 4, image_size, feature_dim, decoder_stages, decoder_norm)
+        super().__init__(latent_dim, 4, image_size, decoder_dims or feature_dim, decoder_stages, decoder_norm)
         self.component_activation = component_activation
 
     def decode(self, latents: Tensor, num_active: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,7 @@ class GenesisV2Network(nn.Module):
         image_size: int,
         latent_dim: int,
         feature_dim: int,
+        backbone_dim: int,
         kernel: KernelName,
         semi_convolutional: bool,
         coordinate_scale: float,
@@ -98,6 +101,7 @@ class GenesisV2Network(nn.Module):
         decoder_stages: int,
         decoder_norm: bool,
         component_activation: Activation,
+        decoder_dims: Sequence[int] | None,
     ) -> None:
         super().__init__()
 
@@ -105,10 +109,10 @@ class GenesisV2Network(nn.Module):
             return nn.GroupNorm(8, channels)
 
         def head() -> list[nn.Module]:
-            conv = nn.Conv2d(feature_dim, feature_dim, 3, padding=1, bias=False)
+            conv = nn.Conv2d(backbone_dim, feature_dim, 3, padding=1, bias=False)
             return [conv, group_norm(feature_dim), nn.ReLU(inplace=True)]
 
-        self.backbone = UNet(3, feature_dim, image_size, group_norm)
+        self.backbone = UNet(3, backbone_dim, image_size, group_norm)
         self.attention_head = nn.Sequential(*head())
         self.colouring = InstanceColouringSBP(
             feature_dim, num_slots, image_size, kernel, semi_convolutional=semi_convolutional
@@ -135,6 +139,7 @@ class GenesisV2Network(nn.Module):
             decoder_stages,
             decoder_norm,
             component_activation,
+            decoder_dims,
         )
         self.decoder = self.make_decoder()
 
@@ -210,6 +215,9 @@ class GenesisV2(SceneModel):
         image_size: side of the images; 32, 48, 64, 80, 96, 112, 128, ...
         latent_dim: size of a slot's latent D.
         feature_dim: width of backbone, heads and decoder, a multiple of 8.
+        backbone_dim: that of the backbone, if it has another.
+        decoder_dims: those of the decoder's stages, if they have others, such as [128, 128, 64, 64].
+        prior_dim: units of the prior's LSTM; the published code has `4 feature_dim`, which are 256.
         kernel: of the IC-SBP, "gaussian", "laplacian" or "epanechnikov".
         semi_convolutional: add coordinates to the pixel embeddings.
         autoregressive_prior: learned prior over slots; otherwise a standard normal for each.
@@ -245,6 +253,9 @@ class GenesisV2(SceneModel):
         image_size: int,
         latent_dim: int = 64,
         feature_dim: int = 64,
+        backbone_dim: int | None = None,
+        decoder_dims: list[int] | None = None,
+        prior_dim: int = 256,
         kernel: KernelName = "gaussian",
         semi_convolutional: bool = True,
         autoregressive_prior: bool = True,
@@ -265,6 +276,7 @@ class GenesisV2(SceneModel):
     ) -> None:
         num_unet_blocks(image_size)
         check_architecture(num_slots, image_size, latent_dim, feature_dim, decoder_stages)
+        _check_widths(backbone_dim, decoder_dims, prior_dim, decoder_stages)
         check_likelihood(likelihood, std)
         super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = GenesisV2Network(
@@ -272,6 +284,7 @@ class GenesisV2(SceneModel):
             image_size,
             latent_dim,
             feature_dim,
+            backbone_dim or feature_dim,
             kernel,
             semi_convolutional,
             coordinate_scale,
@@ -279,8 +292,10 @@ class GenesisV2(SceneModel):
             decoder_stages,
             decoder_norm,
             component_activation,
+            decoder_dims,
         )
-        self.slot_prior = AutoregressivePrior(latent_dim) if autoregressive_prior and num_slots > 1 else None
+        several = autoregressive_prior and num_slots > 1
+        self.slot_prior = AutoregressivePrior(latent_dim, prior_dim) if several else None
         self.latent_dim, self.likelihood, self.std = latent_dim, likelihood, std
         self.normalized_likelihood, self.analytic_kl = normalized_likelihood, analytic_kl
         self.mask_consistency, self.detach_decoded_masks = mask_consistency, detach_decoded_masks
@@ -348,7 +363,7 @@ class GenesisV2(SceneModel):
         temperature: float = 1.0,
         noise: Noise | None = None,
     ) -> Scene:
-        """Scenes drawn from the prior, slot after slot (Section 3.4).
+        """Scenes drawn from the prior, slot after slot (Equation 2).
 
         Args:
             num_images: how many.
@@ -414,3 +429,23 @@ def check_architecture(
             f"a grid of side image_size / 2^decoder_stages, which must be a whole number of at least 2; "
             f"use an image_size that is a multiple of {2 ** max(decoder_stages, 1)}, or fewer stages"
         )
+
+
+def _check_widths(
+    backbone_dim: int | None, decoder_dims: list[int] | None, prior_dim: int, decoder_stages: int
+) -> None:
+    widths = {
+        "backbone_dim": [backbone_dim] if backbone_dim is not None else [],
+        "decoder_dims": decoder_dims or [],
+    }
+    for name, values in widths.items():
+        for value in values:
+            if value < 8 or value % 8:
+                raise ConfigurationError(f"{name}={value} does not divide into 8 groups: use a multiple of 8")
+    if decoder_dims is not None and len(decoder_dims) != decoder_stages:
+        raise ConfigurationError(
+            f"decoder_dims={decoder_dims} has {len(decoder_dims)} widths: use one for each of the "
+            f"{decoder_stages} stages (decoder_stages)"
+        )
+    if prior_dim < 1:
+        raise ConfigurationError(f"prior_dim={prior_dim} is too small: use at least 1")

@@ -69,11 +69,15 @@ class MONetNetwork(nn.Module):
         mask_prior: MaskPrior,
         component_activation: Activation,
         feature_dim: int,
+        encoder_dim: int | None,
+        decoder_dim: int | None,
     ) -> None:
         super().__init__()
         self.mask_prior, self.component_activation = mask_prior, component_activation
         self.attention = RecurrentAttention(image_size, feature_dim) if num_slots > 1 else None
-        self.component_vae = ComponentVAE(latent_dim, 4, image_size, nn.ReLU, feature_dim)
+        self.component_vae = ComponentVAE(
+            latent_dim, 4, image_size, nn.ReLU, encoder_dim or feature_dim, decoder_dim or feature_dim
+        )
 
     def infer(self, images: Tensor, noise: Noise | None, num_slots: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Attention masks `[B, K, 1, H, W]` and posterior of every slot; draws noise `[B, K, D]`."""
@@ -130,6 +134,8 @@ class MONet(SceneModel):
         component_activation: "sigmoid", or "linear" for components that may leave [0, 1].
         feature_dim: channels of the outer convolutions, the inner ones have twice as many; 32 in the paper,
             the quickstart has fewer.
+        encoder_dim: those of the component VAE's encoder, if it has others.
+        decoder_dim: those of its decoder, if it has others.
         common: the arguments of every model, of `SceneModel`.
 
     Raises:
@@ -151,14 +157,27 @@ class MONet(SceneModel):
         analytic_kl: bool = False,
         component_activation: Activation = "sigmoid",
         feature_dim: int = 32,
+        encoder_dim: int | None = None,
+        decoder_dim: int | None = None,
         **common: Any,
     ) -> None:
-        _check_options(
-            num_slots, feature_dim, image_size, std, background_std, mask_prior, component_activation
-        )
+        sizes = {
+            "num_slots": num_slots,
+            "feature_dim": feature_dim,
+            "encoder_dim": encoder_dim,
+            "decoder_dim": decoder_dim,
+        }
+        _check_options(sizes, image_size, std, background_std, mask_prior, component_activation)
         super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = MONetNetwork(
-            num_slots, image_size, latent_dim, mask_prior, component_activation, feature_dim
+            num_slots,
+            image_size,
+            latent_dim,
+            mask_prior,
+            component_activation,
+            feature_dim,
+            encoder_dim,
+            decoder_dim,
         )
         self.latent_dim, self.std, self.analytic_kl = latent_dim, std, analytic_kl
         slot_std = None
@@ -258,8 +277,7 @@ class MONet(SceneModel):
 
 
 def _check_options(
-    num_slots: int,
-    feature_dim: int,
+    sizes: dict[str, int | None],
     image_size: int,
     std: float,
     background_std: float | None,
@@ -267,8 +285,8 @@ def _check_options(
     component_activation: str,
 ) -> None:
     num_unet_blocks(image_size)
-    for name, value in (("num_slots", num_slots), ("feature_dim", feature_dim)):
-        if value < 1:
+    for name, value in sizes.items():
+        if value is not None and value < 1:
             raise ConfigurationError(f"{name}={value} is too small: use at least 1")
     for name, scale in (("std", std), ("background_std", background_std)):
         if scale is not None and not scale > 0.0:

@@ -47,7 +47,7 @@ class SceneVariable(SceneModel):
             self.scene_encoder = SetEncoder(latent_dim, self.scene_dim, num_layers=options["num_set_layers"])
         else:
             self.scene_encoder = SequenceEncoder(latent_dim, self.scene_dim)
-        self.slot_prior = AutoregressivePrior(latent_dim, scene_dim=self.scene_dim)
+        self.slot_prior = AutoregressivePrior(latent_dim, self.hparams["prior_dim"], self.scene_dim)
 
     def _slots(self, sample: Tensor) -> Tensor:
         """What of the latents `[B, K, D]` the scene variable is inferred from and conditions."""

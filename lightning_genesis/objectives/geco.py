@@ -22,7 +22,7 @@ class GECO(Objective):
         c = goal - a
         β ← clamp(β · exp(step_size · c · (speedup if c > 0 else 1)), beta_min, beta_max),
 
-    so β falls while the error is above the goal and rises, faster, below it (GENESIS, Appendix B.3).
+    so β falls while the error is above the goal and rises, faster, below it (GENESIS, Appendix B.4).
     Every branch of a model has a β and an average of its own.
 
     Where code and paper differ: the step size is scaled with the resolution by `64² / S²`, β has an upper

@@ -32,7 +32,7 @@ def mixture_nll(
         log_masks: mixing log-probabilities, `[B, K, 1, H, W]`.
         std: standard deviation σ of every component, or of each slot's `[K]` (MONet).
         normalized: include the `log √2π` of the normal density; goals below `log σ + 0.919` per dimension
-            can only be reached without it (SRI, Appendix).
+            can only be reached without it (SRI, Appendix A.4.2).
     """
     with full_precision(images):
         error = images.float().unsqueeze(1) - components.float()
@@ -47,7 +47,7 @@ def mixture_nll(
 
 
 def gaussian_nll(images: Tensor, reconstruction: Tensor, std: float, normalized: bool = True) -> Tensor:
-    """Negative log-likelihood of one Gaussian around the reconstruction (SRI, Section 4), `[B]`.
+    """Negative log-likelihood of one Gaussian around the reconstruction (SRI, Section 3, Equation 3), `[B]`.
 
     Args:
         images: `[B, 3, H, W]`.

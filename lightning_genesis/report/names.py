@@ -18,6 +18,9 @@ _SCORES = {"ari": "ARI", "msc": "mSC", "sc": "SC"}
 METRICS: dict[str, Metric] = {
     **{f"{name}_fg": Metric(f"{label}-FG", 3) for name, label in _SCORES.items()},
     **{name: Metric(label, 3) for name, label in _SCORES.items()},
+    "miou": Metric("mIoU", 3),
+    "miou_fg": Metric("mIoU-FG", 3),
+    "miou_gt": Metric("mIoU, objects alone", 3),
     "elbo": Metric("ELBO (nats)", 1),
     "bits_per_dim": Metric("−ELBO (bits/dim)", 3),
     "importance_bound": Metric("IW bound (nats)", 1),
@@ -34,6 +37,7 @@ METRICS: dict[str, Metric] = {
     "num_active": Metric("average K", 2),
     "num_active_mae": Metric("MAE of K", 2),
     "mse": Metric("MSE", 5),
+    "mse_sum": Metric("squared error", 1),
     "nll": Metric("NLL (nats)", 1),
     "kl": Metric("KL (nats)", 1),
     "probe_stability": Metric("stability (%)", 1, 100.0),
@@ -55,13 +59,13 @@ _CONTROLLED = [f"{name}_{control}" for name in ("s_acc", "num_blocks") for contr
 STRUCTURE = ("s_acc", "s_acc_low", "s_acc_high", "s_acc_stable", "num_blocks", *_CONTROLLED)
 IMPORTANCE = ("importance_bound", "importance_bits_per_dim")
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "Segmentation, foreground": ("ari_fg", "msc_fg", "sc_fg"),
-    "Segmentation, all pixels": ("ari", "msc", "sc"),
+    "Segmentation, foreground": ("ari_fg", "msc_fg", "sc_fg", "miou_fg"),
+    "Segmentation, all pixels": ("ari", "msc", "sc", "miou", "miou_gt"),
     "Density": ("elbo", "bits_per_dim", *IMPORTANCE, "elbo_sri", "bits_per_dim_sri"),
     "Samples": SAMPLES,
     "Structure of samples": STRUCTURE,
     "Number of slots": ("num_active", "num_active_mae"),
-    "Reconstruction": ("mse", "nll", "kl"),
+    "Reconstruction": ("mse", "mse_sum", "nll", "kl"),
     "Representation": ("probe_stability", "probe_height", "probe_view"),
 }
 """Tables of a section by their titles; `OTHERS` takes what is in none."""
@@ -90,6 +94,7 @@ MODELS = {
 DATASETS = {
     "apc": "APC",
     "clevr6": "CLEVR6",
+    "clevrtex": "CLEVRTEX",
     "gqn": "GQN",
     "multi_dsprites": "Multi-dSprites",
     "objects_room": "ObjectsRoom",

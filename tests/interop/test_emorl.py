@@ -25,7 +25,7 @@ from tests.reference.emorl import official_shapes, official_state
 from tests.reference.slot_attention import SineNoise, emorl_keys, fixture_images
 
 CASES = [(CLEVR6, "iodine", 64, 78), (TETROMINOES, "small", 32, 76)]
-SIZES = {"num_slots": 4, "image_size": 35}
+SIZES = {"num_slots": 4, "image_size": 35, "num_layers": 3}
 C_EMA, BETA = -100.0, 2.0
 
 
@@ -149,14 +149,14 @@ def test_a_file_gives_the_published_numbers(tmp_path: Path) -> None:
 
 
 def test_clevr6_takes_our_defaults() -> None:
-    model: Any = load_official(file_of(official_state()), num_slots=7, image_size=96)
+    model: Any = load_official(file_of(official_state()), num_slots=7, image_size=96, num_layers=3)
     assert model.hparams["objective"] == SoftplusGECO().plain()
     assert (model.likelihood, model.std, model.hparams["decoder"]) == ("mixture", 0.1, "iodine")
 
 
 def test_multi_dsprites_has_no_constraint() -> None:
     """Its files have GECO's state all the same, which nothing moved."""
-    options: dict[str, Any] = {"likelihood": "gaussian", "objective": FixedBeta()}
+    options: dict[str, Any] = {"likelihood": "gaussian", "objective": FixedBeta(), "num_layers": 3}
     model: Any = load_official(file_of(official_state()), num_slots=6, image_size=64, **options)
     assert isinstance(model.objective, FixedBeta)
     assert model.objective.step == 200_000
@@ -264,7 +264,7 @@ def test_imported_checkpoint_is_scored_and_trained_on(
     state = tetrominoes()
     optimizer, _ = trained_optimizer(OrderedDict((k, v) for k, v in state.items() if "geco" not in k))
     torch.save(file_of(state, model_opt=optimizer), "tetrominoes.pth")
-    sizes = ["--num_slots", "4", "--image_size", "35"]
+    sizes = ["--num_slots", "4", "--image_size", "35", "--num_layers", "3"]
     assert main(["import", "tetrominoes.pth", "--output", "emorl.ckpt", *sizes]) == 0
     assert "EfficientMORL, 4 slots, 35 px, after 200000 steps" in capsys.readouterr().out
     data = {"class_path": "data_modules.Tetrominoes", "init_args": {"synthetic": 4, "batch_size": 2}}

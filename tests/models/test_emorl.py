@@ -194,11 +194,11 @@ class Recorded:
 
 @pytest.mark.parametrize(
     ("prior", "num_layers", "num_refinements", "count"),
-    [("reversed++", 3, 3, 9), ("reversed", 2, 1, 5), ("bottom_up", 3, 2, 6), ("reversed++", 1, 0, 2)],
+    [("reversed++", 3, 3, 9), ("reversed", 2, 1, 5), ("bottom_up", 3, 2, 8), ("reversed++", 1, 0, 2)],
 )
 @torch.no_grad()
 def test_order_of_draws(prior: Any, num_layers: int, num_refinements: int, count: int) -> None:
-    """Initial slots, every layer, L - 1 fresh ones for the reversed prior, every refinement."""
+    """Initial slots, every layer, L - 1 fresh ones that the priors are given, every refinement."""
     model, images = small_model(prior=prior, num_layers=num_layers), batch_of(2)
     noise = Recorded(noise_for([0, 1]))
     scene = model(images, noise, num_refinements=num_refinements)
@@ -225,7 +225,7 @@ def test_kl_of_all_layers_and_of_refined_slots(prior: Any) -> None:
     layers = [normal(parameters) for parameters in hierarchy.parameters]
     standard = Normal(torch.zeros(2, 3, 6), torch.ones(2, 3, 6))
     if prior == "bottom_up":
-        given = [layers[i].mean + layers[i].stddev * noise.draws[1 + i] for i in (0, 1)]
+        given = [layers[i].mean + layers[i].stddev * noise.draws[4 + i] for i in (0, 1)]
         priors = [standard, *(Normal(*network.layer_prior(z)) for z in given)]
     else:
         fresh = {

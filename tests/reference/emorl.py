@@ -9,7 +9,10 @@ from tests.reference.slot_attention import fixture_parameter
 
 
 def official_shapes(decoder: str = "iodine", z: int = 64) -> dict[str, tuple[int, ...]]:
-    """Shapes of all entries; "iodine" with z = 64 is CLEVR6, "small" with z = 32 Tetrominoes."""
+    """Shapes of all entries; "iodine" with z = 64 is CLEVR6, "small" with z = 32 Tetrominoes.
+
+    "big" has two stages, for 24 px; its layers are named as Slot Attention's (specification §14.3).
+    """
     shapes: dict[str, tuple[int, ...]] = {"geco_C_ema": (), "geco_beta": ()}
 
     def layer(name: str, *shape: int) -> None:
@@ -39,6 +42,12 @@ def official_shapes(decoder: str = "iodine", z: int = 64) -> dict[str, tuple[int
     if decoder == "iodine":
         for i in (0, 2, 4, 6, 8):
             layer(f"{h}.image_decoder.decode.{i}", 4 if i == 8 else 64, 64 if i else z, 3, 3)
+    elif decoder == "big":
+        for i in (0, 2, 4):  # transposed: inputs come first
+            shapes[f"{h}.image_decoder.decode.{i}.weight"] = (64 if i else z, 64, 5, 5)
+            shapes[f"{h}.image_decoder.decode.{i}.bias"] = (64,)
+        shapes[f"{h}.image_decoder.decode.6.weight"] = (64, 4, 3, 3)
+        shapes[f"{h}.image_decoder.decode.6.bias"] = (4,)
     else:
         for i in (0, 2, 4):
             layer(f"{h}.image_decoder.decode.{i}", 32, 32 if i else z, 5, 5)
