@@ -4,7 +4,6 @@ import atexit
 import multiprocessing
 import os
 import shlex
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
+from data_modules.disk import free_bytes, size_text
 from data_modules.sampler import ResumableLoader, ShardedSampler, TrainingBatchSampler
 from data_modules.store import Arrays, DataError, Store
 from data_modules.store_writer import write_store
@@ -182,8 +182,7 @@ class SceneDataModule(LightningDataModule):
         self.seed = seed
         self._datasets: dict[Split, Dataset[Batch]] = {}
         self._resumed: dict[str, Any] = {}
-        self._ahead = 0
-        """Batches of this size that the images of a run count for beyond its steps; see `state_dict`."""
+        self._ahead = 0  # batches that a run's images count for beyond its steps; see `state_dict`
 
     def plan(self, split: Split) -> StorePlan:
         """How a split becomes a store."""
@@ -434,19 +433,3 @@ class SceneDataModule(LightningDataModule):
 
 def _length(dataset: Dataset[Batch]) -> int:
     return len(dataset)  # type: ignore[arg-type]
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where a folder is or will be."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for people."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count} bytes"

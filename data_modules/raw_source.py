@@ -14,16 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import Dataset
 
-from data_modules.base import (
-    SPLITS,
-    Batch,
-    SceneDataModule,
-    Split,
-    StoreDataset,
-    StorePlan,
-    free_bytes,
-    size_text,
-)
+from data_modules.base import SPLITS, Batch, SceneDataModule, Split, StoreDataset, StorePlan
+from data_modules.disk import free_bytes, size_text
 from data_modules.preview import scene_grid
 from data_modules.raw.fetch import fetch, with_way_out
 from data_modules.raw.raw_file import RawFile

@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 
 from rich.console import Console
 
-from data_modules.base import free_bytes, size_text
+from data_modules.disk import free_bytes, size_text
 from data_modules.store import DataError
 from data_modules.store_writer import give_name, remove_leftovers
 from lightning_genesis.storage.files import open_regular

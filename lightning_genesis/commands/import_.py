@@ -16,7 +16,8 @@ from lightning_genesis.classes import constructor_parameters
 from lightning_genesis.commands.arguments import CommandParser
 from lightning_genesis.commands.messages import explain
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.interop.official import OFFICIAL, OfficialModel, find_official, import_official
+from lightning_genesis.interop.known_models import OFFICIAL, OfficialModel
+from lightning_genesis.interop.official import find_official, import_official
 from lightning_genesis.interop.reading import read_official
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.storage.checkpoint import write_checkpoint, write_weights

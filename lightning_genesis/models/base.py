@@ -7,8 +7,6 @@ from typing import Any, Self, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.precision import MixedPrecision, Precision
-from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -27,9 +25,10 @@ from lightning_genesis.models.contract import (
     constructor_arguments,
 )
 from lightning_genesis.models.restore import restore_model
-from lightning_genesis.models.scores import Scores
+from lightning_genesis.models.scores import Scores, means_of_terms
 from lightning_genesis.objectives import GECO, Objective
 from lightning_genesis.objectives.base import objective_from_plain
+from lightning_genesis.optimization.clipping import clip_gradients
 from lightning_genesis.optimization.optimizers import check_learning_rate, effective_options, make_optimizer
 from lightning_genesis.optimization.schedules import ScheduleName, make_schedule
 from lightning_genesis.scene import IndexedNoise, Noise, Scene, Terms
@@ -259,13 +258,7 @@ class SceneModel(pl.LightningModule):
 
     @torch.no_grad()
     def _log_training(self, scene: Scene, terms: dict[str, Terms], loss: Tensor, images: Tensor) -> None:
-        values = {"train/loss": loss}
-        for branch, term in terms.items():
-            prefix = "train" if len(terms) == 1 else f"train/{branch}"
-            values[f"{prefix}/nll"] = term.nll.mean()
-            values[f"{prefix}/nll_per_dim"] = term.nll.mean() / images[0].numel()
-            values[f"{prefix}/kl"] = term.total_kl.mean()
-            values.update({f"{prefix}/kl_{name}": kl.mean() for name, kl in term.kl.items()})
+        values = {"train/loss": loss, **means_of_terms(terms, images[0].numel())}
         elbo = self.elbo(scene, images)
         if elbo is not None:
             values["train/elbo"] = elbo.mean()
@@ -375,17 +368,8 @@ class SceneModel(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as Lightning does, float16 included.
-
-        There Lightning refuses fused optimisers, which unscale gradients after clipping; ours are unscaled
-        before, by `FiniteGate`.
-        """
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips as Lightning does, float16 included."""
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The gate against non-finite steps, then what moves the objective; in this order."""

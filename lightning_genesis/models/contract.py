@@ -55,6 +55,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Refuses a name that is none of those that an option has.
+
+    Raises:
+        ConfigurationError: naming the option, the value and the known ones.
+    """
+    if value not in known:
+        raise ConfigurationError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
+
+
 def check_class(model: nn.Module, branches: tuple[str, ...]) -> None:
     """Refuses a class that has not said what its loss is made of.
 

@@ -22,6 +22,7 @@ from lightning_genesis.layers import (
 from lightning_genesis.layers.autoregressive_prior import prior_parameters
 from lightning_genesis.layers.gated_conv import posterior_scale
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import gaussian_kl, mixture_nll, sampled_gaussian_kl
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
@@ -443,9 +444,5 @@ def _check_options(
 
 
 def _check_names(norm: str, component_activation: str) -> None:
-    if norm not in ("batch", "instance"):
-        raise ConfigurationError(f"norm={norm!r} is unknown: use 'batch' or 'instance'")
-    if component_activation not in ("sigmoid", "linear"):
-        raise ConfigurationError(
-            f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
-        )
+    check_choice("norm", norm, ("batch", "instance"))
+    check_choice("component_activation", component_activation, ("sigmoid", "linear"))

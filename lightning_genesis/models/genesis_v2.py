@@ -17,6 +17,7 @@ from lightning_genesis.layers.broadcast import coordinate_grid
 from lightning_genesis.layers.ic_sbp import Colouring, KernelName
 from lightning_genesis.layers.unet import num_unet_blocks
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import (
     Likelihood,
     check_likelihood,
@@ -55,10 +56,7 @@ class GenesisV2Decoder(TransposedConvDecoder):
         component_activation: Activation,
         decoder_dims: Sequence[int] | None = None,
     ) -> None:
-        if component_activation not in ("sigmoid", "linear"):
-            raise ConfigurationError(
-                f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
-            )
+        check_choice("component_activation", component_activation, ("sigmoid", "linear"))
         super().__init__(latent_dim, 4, image_size, decoder_dims or feature_dim, decoder_stages, decoder_norm)
         self.component_activation = component_activation
 

@@ -14,6 +14,7 @@ from lightning_genesis.layers import ComponentVAE, UNet
 from lightning_genesis.layers.stick_breaking import break_off, stick_breaking
 from lightning_genesis.layers.unet import num_unet_blocks
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import (
     gaussian_kl,
     mask_kl,
@@ -293,7 +294,4 @@ def _check_options(
             raise ConfigurationError(f"{name}={scale} is no standard deviation: use a positive number")
     if mask_prior not in ("softmax", "scope"):
         raise ConfigurationError(f"mask_prior={mask_prior!r} is unknown: use 'softmax' or 'scope'")
-    if component_activation not in ("sigmoid", "linear"):
-        raise ConfigurationError(
-            f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
-        )
+    check_choice("component_activation", component_activation, ("sigmoid", "linear"))

@@ -9,7 +9,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_genesis.metrics import Convention, PerImageMean, segmentation_metrics
 from lightning_genesis.metrics.used import used_on_any_rank
-from lightning_genesis.scene import MaskKind, Scene
+from lightning_genesis.scene import MaskKind, Scene, Terms
 
 IMAGE_MEANS = (
     *("elbo", "bits_per_dim", "nll", "kl", "mse", "num_active", "num_active_mae"),
@@ -17,6 +17,23 @@ IMAGE_MEANS = (
 )
 """What is averaged over the images of an evaluation, besides the scores of the segmentation."""
 KINDS: tuple[MaskKind, ...] = ("decoded", "attention")
+
+
+def means_of_terms(terms: Mapping[str, Terms], num_dimensions: int) -> dict[str, Tensor]:
+    """What is logged of a training step's terms, by name: means over the batch, nats per image.
+
+    Args:
+        terms: of every branch; the name of a branch stands in the names only where there are several.
+        num_dimensions: numbers in one image, 3 H W.
+    """
+    values: dict[str, Tensor] = {}
+    for branch, term in terms.items():
+        prefix = "train" if len(terms) == 1 else f"train/{branch}"
+        values[f"{prefix}/nll"] = term.nll.mean()
+        values[f"{prefix}/nll_per_dim"] = term.nll.mean() / num_dimensions
+        values[f"{prefix}/kl"] = term.total_kl.mean()
+        values.update({f"{prefix}/kl_{name}": kl.mean() for name, kl in term.kl.items()})
+    return values
 
 
 class Scores(nn.Module):

@@ -9,6 +9,7 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers import BroadcastDecoder, GatedDecoder, GatedEncoder
 from lightning_genesis.layers.gated_conv import posterior_scale
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import gaussian_kl, gaussian_nll, sampled_gaussian_kl
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
@@ -115,14 +116,10 @@ class VAE(SceneModel):
         analytic_kl: bool = False,
         **common: Any,
     ) -> None:
-        if decoder not in ("broadcast", "deconv"):
-            raise ConfigurationError(f"decoder={decoder!r} is unknown: use 'broadcast' or 'deconv'")
+        check_choice("decoder", decoder, ("broadcast", "deconv"))
         if latent_dim < 1:
             raise ConfigurationError(f"latent_dim={latent_dim} is too small: use at least 1")
-        if component_activation not in ("sigmoid", "linear"):
-            raise ConfigurationError(
-                f"component_activation={component_activation!r} is unknown: use 'sigmoid' or 'linear'"
-            )
+        check_choice("component_activation", component_activation, ("sigmoid", "linear"))
         if not std > 0.0:
             raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")
         # A checkpoint fits data of any number of slots.

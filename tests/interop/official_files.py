@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_genesis.interop.official import OFFICIAL
+from lightning_genesis.interop.known_models import OFFICIAL
 from lightning_genesis.models import SceneModel
 from lightning_genesis.scene import Noise
 from tests.models import genesis_fixture, monet_fixture, v2_fixture, vae_fixture

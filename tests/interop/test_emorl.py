@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lightning_genesis.cli import main
 from lightning_genesis.errors import CheckpointError
 from lightning_genesis.interop.emorl import emorl_key, emorl_state, modern_names
-from lightning_genesis.interop.official import import_official, load_official, recognise
+from lightning_genesis.interop.known_models import recognise
+from lightning_genesis.interop.official import import_official, load_official
 from lightning_genesis.models import EfficientMORL
 from lightning_genesis.objectives import FixedBeta, SoftplusGECO
 from lightning_genesis.storage.checkpoint import read_checkpoint

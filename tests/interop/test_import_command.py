@@ -12,7 +12,8 @@ import yaml
 
 from data_modules import MultiDSprites
 from lightning_genesis.cli import main
-from lightning_genesis.interop.official import OFFICIAL, import_official, load_official
+from lightning_genesis.interop.known_models import OFFICIAL
+from lightning_genesis.interop.official import import_official, load_official
 from lightning_genesis.models import Genesis, GenesisV2, MONet, SceneModel, SlotAttention
 from lightning_genesis.runs.loading import load
 from lightning_genesis.storage.checkpoint import read_checkpoint

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_genesis.errors import CheckpointError, ConfigurationError
-from lightning_genesis.interop.official import OFFICIAL, import_official, load_official, recognise
+from lightning_genesis.interop.known_models import OFFICIAL, recognise
+from lightning_genesis.interop.official import import_official, load_official
 from lightning_genesis.models import SceneModel, SlotAttention
 from lightning_genesis.objectives import GECO, FixedBeta
 from tests.compare import TOTAL, assert_near

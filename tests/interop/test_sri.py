@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_genesis.cli import main
 from lightning_genesis.errors import CheckpointError, ConfigurationError
-from lightning_genesis.interop.official import import_official, load_official, recognise
+from lightning_genesis.interop.known_models import recognise
+from lightning_genesis.interop.official import import_official, load_official
 from lightning_genesis.interop.sri import sri_key
 from lightning_genesis.models import SRI
 from tests.compare import TOTAL, assert_near

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.interop.emorl import emorl_state
-from lightning_genesis.interop.official import import_official, load_official, recognise
+from lightning_genesis.interop.known_models import recognise
+from lightning_genesis.interop.official import import_official, load_official
 from lightning_genesis.models import EfficientMORL, SceneModel, SlotAttention
 from lightning_genesis.scene import Noise
 from tests.interop.official_files import official_state, trained_optimizer
