@@ -184,7 +184,10 @@ def _settings(
     for name in official.asked:
         if name not in given and name not in settings:
             raise ConfigurationError(f"{file.path}: no parameter tells {name}; give --{name}")
-    return {**settings, **_training(file, official, flags), **given}
+    training = _training(file, official, flags)
+    if given.get("optimizer") not in (None, training.get("optimizer")):
+        training.pop("optimizer_options", None)  # they are those of another one
+    return {**settings, **training, **given}
 
 
 def _training(file: OfficialFile, official: OfficialModel, flags: Mapping[str, Any]) -> dict[str, Any]:
