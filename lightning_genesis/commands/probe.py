@@ -120,7 +120,7 @@ def _settings(options: Namespace) -> Probe:
     return Probe(**{name: getattr(options, name) for name in asdict(Probe())})
 
 
-def _about(run: Path, checkpoint: str | None) -> dict[str, Any]:
+def about_run(run: Path, checkpoint: str | None) -> dict[str, Any]:
     """Which run, seed and checkpoint a result is about."""
     folder = run.resolve() if run.is_dir() else run.resolve().parent
     file = find_file(run, checkpoint)
@@ -153,7 +153,7 @@ def _result(
         if name != "seed" and value != paper[name]
     ]
     return Result(
-        **_about(options.run, options.checkpoint),
+        **about_run(options.run, options.checkpoint),
         model=type(model).__name__,
         dataset=split.name,
         synthetic=split.synthetic,

@@ -1,8 +1,8 @@
 """A flow over sets: a set transformer that is trained by flow matching and says the density of a set.
 
-Lipman, Chen, Ben-Hamu, Nickel, Le: "Flow Matching for Generative Modeling", ICLR 2023. Lee, Lee, Kim, Kosiorek,
-Choi, Teh: "Set Transformer", ICML 2019. Peebles, Xie: "Scalable Diffusion Models with Transformers", ICCV 2023,
-for the way that time modulates a block.
+Lipman, Chen, Ben-Hamu, Nickel, Le: "Flow Matching for Generative Modeling", ICLR 2023. Lee, Lee, Kim,
+Kosiorek, Choi, Teh: "Set Transformer", ICML 2019. Peebles, Xie: "Scalable Diffusion Models with
+Transformers", ICCV 2023, for the way that time modulates a block.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,9 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Maps sets `[B, K, W]` to `[B, K, W]`, given conditions `[B, W]`."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)[:, None].chunk(6, dim=2)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)[:, None].chunk(
+            6, dim=2
+        )
         normed = self.attention_norm(x) * (1.0 + scale) + shift
         x = x + gate * self.attention(normed, normed, normed, need_weights=False)[0]
         return x + mlp_gate * self.mlp(self.mlp_norm(x) * (1.0 + mlp_scale) + mlp_shift)
@@ -74,8 +76,8 @@ class SetFlow(nn.Module):
     """A velocity field that carries a set of standard normal elements to a set of slots, from time 0 to 1.
 
     Nothing in it depends on the order of the elements, so the field is equivariant to permutations and the
-    density that it defines is invariant to them; the number of elements is free. It is trained by flow matching
-    along straight lines `(1 - t) noise + t slots`, whose velocity is `slots - noise`.
+    density that it defines is invariant to them; the number of elements is free. It is trained by flow
+    matching along straight lines `(1 - t) noise + t slots`, whose velocity is `slots - noise`.
 
     Args:
         dim: size of an element D.
@@ -83,8 +85,8 @@ class SetFlow(nn.Module):
         num_layers: blocks of the transformer.
         num_heads: of their attention; divides the width.
         condition_dim: size S of a vector that conditions the whole set; none if None.
-        num_positions: elements that have a place of their own, the first ones, for slots that are no set: their
-            order is then learned. An element beyond them has the last one's place.
+        num_positions: elements that have a place of their own, the first ones, for slots that are no set:
+            their order is then learned. An element beyond them has the last one's place.
 
     Raises:
         ConfigurationError: if a size does not fit.
@@ -100,11 +102,18 @@ class SetFlow(nn.Module):
         num_positions: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"dim": dim, "width": width, "num_layers": num_layers, "num_heads": num_heads}.items():
+        for name, value in {
+            "dim": dim,
+            "width": width,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+        }.items():
             if value < 1:
                 raise ConfigurationError(f"{name}={value} is too small: use at least 1")
         if width % num_heads:
-            raise ConfigurationError(f"width={width} does not divide into {num_heads} heads: use a multiple of it")
+            raise ConfigurationError(
+                f"width={width} does not divide into {num_heads} heads: use a multiple of it"
+            )
         self.dim = dim
         self.embedding = nn.Linear(dim, width)
         self.places = nn.Embedding(num_positions, width) if num_positions else None
@@ -117,7 +126,7 @@ class SetFlow(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, sets: Tensor, time: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Velocity `[B, K, D]` of sets `[B, K, D]` at times `[B]`, given conditions `[B, S]` where there are."""
+        """Velocity `[B, K, D]` of sets `[B, K, D]` at times `[B]`, given conditions `[B, S]` if need be."""
         exponents = torch.arange(TIME_FREQUENCIES, device=sets.device, dtype=sets.dtype)
         angles = time[:, None] * (pi * 1.5**exponents)
         context = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
@@ -168,15 +177,15 @@ class SetFlow(nn.Module):
     ) -> Tensor:
         """Log density of slots, in nats, by the instantaneous change of variables, `[B]`; no gradient.
 
-        `log p(z) = log N(z at time 0) - the integral of the velocity's divergence` (Chen et al., "Neural ordinary
-        differential equations", 2018, Theorem 1), along the flow backwards.
+        `log p(z) = log N(z at time 0) - the integral of the velocity's divergence` (Chen et al., "Neural
+        ordinary differential equations", 2018, Theorem 1), along the flow backwards.
 
         Args:
             sets: slots as a tuple, `[B, K, D]`; every order of them has the same density.
             condition: `[B, S]`, where the flow has one.
             num_steps: of the solver.
-            probes: random signs or standard normal numbers, `[P, B, K, D]`: the divergence is estimated from P
-                products with them, without bias (Hutchinson). All K D derivatives are taken if None.
+            probes: random signs or standard normal numbers, `[P, B, K, D]`: the divergence is estimated from
+                P products with them, without bias (Hutchinson). All K D derivatives are taken if None.
         """
         size = sets[0].numel()
 

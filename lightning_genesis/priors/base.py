@@ -14,7 +14,8 @@ LARGEST = 4096
 
 
 class SetPrior(nn.Module, ABC):
-    """A distribution over the slots of a scene, fitted after the model was trained (ex-post density estimation).
+    """A distribution over the slots of a scene, fitted after the model was trained (ex-post density
+    estimation).
 
     Source: Ghosh, Sajjadi, Vergari, Black, Schölkopf: "From variational to deterministic autoencoders", ICLR
     2020, Section 4.
@@ -97,5 +98,5 @@ class SetPrior(nn.Module, ABC):
 
 
 def normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers of the shape of `like`; drawn on the CPU, so that a seed means the same anywhere."""
+    """Standard normal numbers like `like`; drawn on the CPU, so that a seed means the same anywhere."""
     return torch.randn(like.shape, generator=generator).to(like)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ class FitOptions:
     """
 
     steps: int = 4000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
+    batch_size: int = 64
+    learning_rate: float = 1e-3
     average: float = 0.998
     seed: int = 0
 
@@ -69,7 +70,8 @@ def fit_prior(
         make: makes the untrained prior.
         sets: posterior means `[N, K, D]` with `scales`, else the slots themselves.
         options: of the training.
-        scales: standard deviations of the posterior `[N, K, D]`: a new sample is drawn whenever a set is seen.
+        scales: standard deviations of the posterior `[N, K, D]`: a new sample is drawn whenever a set is
+            seen.
         device: to train on.
         progress: is told how it goes.
 
@@ -116,6 +118,7 @@ def _train(
     averaged = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(options.average))
     optimizer = torch.optim.Adam(prior.parameters(), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate)
+    average = cast(SetPrior, averaged.module)
     every = max(1, options.steps // REPORTS)
     total, queue = torch.zeros((), device=seen.device), seen[:0]
     losses: dict[str, float] = {}
@@ -136,13 +139,15 @@ def _train(
             losses = {"train_loss": total.item() / count, "held_out_loss": float("nan")}
             total.zero_()
             if len(held):
-                losses["held_out_loss"] = _held_out_loss(averaged.module, some, held)
+                losses["held_out_loss"] = _held_out_loss(average, some, held)
             if not losses["train_loss"] < float("inf"):
-                raise NonFiniteError(f"the prior's loss is {losses['train_loss']} at step {step + 1}: use a "
-                                     f"--learning_rate below {options.learning_rate:g}")
+                raise NonFiniteError(
+                    f"the prior's loss is {losses['train_loss']} at step {step + 1}: use a "
+                    f"--learning_rate below {options.learning_rate:g}"
+                )
             if progress is not None:
                 progress(step + 1, losses["train_loss"], losses["held_out_loss"])
-    return averaged.module.eval().cpu(), losses
+    return average.eval().cpu(), losses
 
 
 @torch.no_grad()

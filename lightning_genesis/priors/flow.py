@@ -67,10 +67,12 @@ class SetFlowPrior(SetPrior):
 
 
 class SceneSetFlowPrior(SetPrior):
-    """A set flow given a standard normal scene variable s, which an encoder that sees the set infers in training.
+    """A set flow given a standard normal scene variable s, which an encoder that sees the set infers in
+    training.
 
-    The objective is the flow's error plus `KL_WEIGHT` times the KL of `q(s | slots)` from the standard normal:
-    a variational bound up to the weight. So a model that has no scene variable gets one: s stays, the slots'
+    The objective is the flow's error plus `KL_WEIGHT` times the KL of `q(s | slots)` from the standard
+    normal: a variational bound up to the weight. So a model that has no scene variable gets one: s stays, the
+        slots'
     noise is drawn anew, and the scene is "the same again".
 
     Args:

@@ -123,7 +123,7 @@ class DiagonalGaussian(FullGaussian):
 
 
 def _log_joint(points: Tensor, logits: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    """Log of weight times density of every component: points `[B, K, D]`, parameters `[K, M, ...]`; `[B, K, M]`."""
+    """Log weight plus log density `[B, K, M]`, of points `[B, K, D]` and parameters `[K, M, ...]`."""
     centred = (points[:, :, None] - mean).permute(1, 2, 3, 0)  # [K, M, D, B]
     whitened = torch.linalg.solve_triangular(factor, centred, upper=False).permute(3, 0, 1, 2)
     volume = factor.diagonal(dim1=2, dim2=3).log().sum(dim=2)

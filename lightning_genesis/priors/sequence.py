@@ -32,8 +32,8 @@ class _Sequence(SlotPrior):
 class SequencePrior(SetPrior):
     """Gaussians whose means and scales follow from the slots before, in an order drawn anew at every step.
 
-    The form of GENESIS-V2's prior (Section 3.3), without the bounds on means and scales that its training has,
-    which slots that were fitted afterwards would not respect. Ordered slots keep their order.
+    The form of GENESIS-V2's prior (Section 3.3), without the bounds on means and scales that its training
+    has, which slots that were fitted afterwards would not respect. Ordered slots keep their order.
 
     Args:
         dim: see `SetPrior`.
@@ -75,5 +75,5 @@ class SequencePrior(SetPrior):
         return self.shift + self.scale * slots
 
     def log_density(self, sets: Tensor, noise: Noise | None = None) -> Tensor:
-        """In the order given, which for a set is one of the K! that are as good: a bound on average, nats `[B]`."""
+        """In the order given, for a set one of the K! that are as good: a bound on average, nats `[B]`."""
         return self._log_density(self._standard(sets)) - self._volume(sets.shape[1])
