@@ -1,5 +1,4 @@
-"""`lightning-genesis generation RUN`: how good are reconstructions, recombined slots and samples of its
-priors.
+"""`lightning-genesis generation RUN`: how good reconstructions, recombined slots and samples of priors are.
 
 One table, the same images and the same measures for all rows. Nothing has to be downloaded, and nothing in it
 is FID. The model's own prior is in it where it has one, and those that `--prior` names.
@@ -68,16 +67,13 @@ def _parser() -> CommandParser:
         "--reference",
         choices=("reconstructions", "images"),
         default="reconstructions",
-        help="what all are compared with: reconstructions ask about the prior alone, images about the decoder
-        too",
+        help="what all are compared with: reconstructions leave the decoder out of the question",
     )
     parser.add_argument(
         "--num_images", type=int, default=NUM_IMAGES, help="of every row, and of the reference"
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="of samples")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of samples and of the recombination"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of samples and of the recombination")
     parser.add_argument(
         "--classifier_seeds",
         type=int,

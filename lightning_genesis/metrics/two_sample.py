@@ -4,6 +4,7 @@ None of them is FID or KID, or comparable with published values of these.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -141,8 +142,7 @@ class RandomFeatures(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         channels = [3, *(width * 2**layer for layer in range(4))]
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1)
-            for before, after in zip(channels, channels[1:], strict=False)
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(channels)
         )
         for layer in self.layers:
             assert isinstance(layer, nn.Conv2d)
@@ -161,8 +161,7 @@ class RandomFeatures(nn.Module):
 
 @torch.no_grad()
 def random_net_mmd(reference: Tensor, images: Tensor, seed: int = 0) -> float:
-    """Unbiased squared maximum mean discrepancy of random features; about 0 for one distribution, lower is
-    better.
+    """Unbiased squared maximum mean discrepancy of random features; lower is better, 0 on average if equal.
 
     The kernel is KID's, `(x·y / F + 1)³`, the network is `RandomFeatures` in the place of Inception, and
     features are brought to mean 0 and deviation 1 over `reference`. Values are not comparable with KID's.
@@ -183,11 +182,10 @@ def random_net_mmd(reference: Tensor, images: Tensor, seed: int = 0) -> float:
 
 @torch.no_grad()
 def component_frechet(reference: Tensor, images: Tensor, num_components: int = 40) -> float:
-    """Fréchet distance between Gaussians in the principal components of the reference's pixels; lower is
-    better.
+    """Fréchet distance between Gaussians in the principal components of the reference's pixels.
 
-    Pixels are in [0, 1] and components are not scaled, so the distance is a squared error summed over the
-    image. It sees means and covariances alone, and it is biased upwards by small sets.
+    Lower is better. Pixels are in [0, 1] and components are not scaled, so the distance is a squared error
+    summed over the image. It sees means and covariances alone, and it is biased upwards by small sets.
 
     Args:
         reference: images in [0, 1], `[N, 3, H, W]`.

@@ -14,11 +14,10 @@ LARGEST = 4096
 
 
 class SetPrior(nn.Module, ABC):
-    """A distribution over the slots of a scene, fitted after the model was trained (ex-post density
-    estimation).
+    """A distribution over the slots of a scene, fitted after the model was trained.
 
-    Source: Ghosh, Sajjadi, Vergari, Black, Schölkopf: "From variational to deterministic autoencoders", ICLR
-    2020, Section 4.
+    Source (ex-post density estimation): Ghosh, Sajjadi, Vergari, Black, Schölkopf: "From variational to
+    deterministic autoencoders", ICLR 2020, Section 4.
 
     Args:
         dim: size of a slot D.

@@ -67,13 +67,11 @@ class SetFlowPrior(SetPrior):
 
 
 class SceneSetFlowPrior(SetPrior):
-    """A set flow given a standard normal scene variable s, which an encoder that sees the set infers in
-    training.
+    """A set flow given a standard normal scene variable, which an encoder infers from the set in training.
 
     The objective is the flow's error plus `KL_WEIGHT` times the KL of `q(s | slots)` from the standard
-    normal: a variational bound up to the weight. So a model that has no scene variable gets one: s stays, the
-        slots'
-    noise is drawn anew, and the scene is "the same again".
+    normal: a variational bound up to the weight. So a model that has no scene variable gets one: s stays,
+    the slots' noise is drawn anew, and the scene is "the same again".
 
     Args:
         dim: see `SetPrior`.
