@@ -94,10 +94,10 @@ class SlotAttentionModule(nn.Module):
             inputs: features of all pixels, `[B, N, F]`.
             slots: where they start, `[B, K, D]`.
             num_iterations: how often they are updated, at least once.
-            gradient_iterations: let no gradient through to what comes before the last ones. At a fixed point of
-                the update that is the implicit function's gradient, its Neumann series cut after as many terms
-                (Chang, Griffiths, Levine: "Object representations as fixed points", NeurIPS 2022, with one).
-                The gradient of all iterations if None.
+            gradient_iterations: let no gradient through to what comes before the last ones. At a fixed point
+                of the update that is the implicit function's gradient, its Neumann series cut after as many
+                terms (Chang, Griffiths, Levine: "Object representations as fixed points", NeurIPS 2022, with
+                one). The gradient of all iterations if None.
             straight_through: pass the gradient that is held back on to the slots that it all started from, as
                 if they were those before the last iterations (Jia, Liu, Huang: "Improving object-centric
                 learning with query optimization", ICLR 2023).

@@ -67,7 +67,7 @@ class SlotAttentionNetwork(PixelEncoder):
         )
         self.decoder = SlotDecoder(slot_dim, image_size, decoder_dim, decoder, decoder_stages, implementation)
         shape = (1, 2 * slot_dim) if num_queries is None else (num_queries, slot_dim)
-        # a fixed point does not depend on where it was sought from, so nothing would train a distribution of that
+        # a fixed point does not depend on where it was sought from: nothing would train a Gaussian of that
         learned = num_queries is not None or not implicit_gradient
         self.initial_slots = nn.Parameter(torch.zeros(shape), requires_grad=learned)
         """Mean and raw scale that all slots start from; or the queries, one for each slot."""
@@ -105,7 +105,7 @@ class SlotAttentionNetwork(PixelEncoder):
         if self.num_queries is not None:
             if num_slots != self.num_queries:
                 raise ConfigurationError(
-                    f"num_slots={num_slots}, but there are {self.num_queries} learned queries, one for each slot"
+                    f"num_slots={num_slots}, but there are {self.num_queries} learned queries, one a slot"
                 )
             return self.initial_slots.expand(len(images), -1, -1)
         mean, raw = self.initial_slots.chunk(2, dim=1)
@@ -171,8 +171,8 @@ class SlotAttention(SceneModel):
         learned_queries: start every slot from a learned vector of its own, not from noise. With
             `implicit_gradient` this is BO-QSA (Jia, Liu, Huang, ICLR 2023): the queries get the gradient that
             is held back from the iterations. The number of slots is then fixed.
-        implicit_gradient: let the gradient through the last iteration alone (Chang, Griffiths, Levine, NeurIPS
-            2022); see `SlotAttentionModule`. The Gaussian that slots start from is then not trained.
+        implicit_gradient: let the gradient through the last iteration alone (Chang, Griffiths, Levine,
+            NeurIPS 2022); see `SlotAttentionModule`. The Gaussian that slots start from is then not trained.
         learning_rate: of the optimiser, after the warm-up.
         warmup_steps: optimiser steps in which the learning rate rises from 0.
         decay_steps: optimiser steps in which it halves, continuously, from step 0 on; 0 for no decay.

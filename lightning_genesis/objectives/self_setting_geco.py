@@ -16,10 +16,10 @@ class SelfSettingGECO(GECO):
 
         goal = a + tolerance · |a|,
 
-    where a is its moving average of the error, and from there on it is `GECO`, which starts from the same β. Set
-    by hand, a goal that cannot be reached drives β to zero for ever, and one that is too easy lets the KL win at
-    once; SRI (Appendix A.4.2) tunes it until it is "reached after about 20% of the training steps", which is
-    where `warmup_steps` belongs. Not in any of the papers.
+    where a is its moving average of the error, and from there on it is `GECO`, which starts from the same β.
+    Set by hand, a goal that cannot be reached drives β to zero for ever, and one that is too easy lets the KL
+    win at once; SRI (Appendix A.4.2) tunes it until it is "reached after about 20% of the training steps",
+    which is where `warmup_steps` belongs. Not in any of the papers.
 
     The goals are part of the state, so that a resumed run keeps them. As in `GECO` the error is averaged over
     micro-batches and ranks, so that all ranks set the same goal.
@@ -50,7 +50,9 @@ class SelfSettingGECO(GECO):
         beta_max: float = 1e10,
     ) -> None:
         if warmup_steps < 1:
-            raise ConfigurationError(f"warmup_steps={warmup_steps}: expected 1 or more; the goal is set after them")
+            raise ConfigurationError(
+                f"warmup_steps={warmup_steps}: expected 1 or more; the goal is set after them"
+            )
         if not tolerance >= 0.0:
             raise ConfigurationError(f"tolerance={tolerance}: expected 0 or more")
         super().__init__(0.0, step_size, smoothing, speedup, warmup_beta, beta_min, beta_max)

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_genesis.errors import ConfigurationError, NonFiniteError
 from lightning_genesis.priors.base import SetPrior, normal
@@ -26,7 +26,8 @@ class FitOptions:
         steps: optimiser steps; the learning rate rises over the first 5 % and falls to 0 by a cosine.
         batch_size: sets in a step.
         learning_rate: of Adam.
-        average: decay of the average of the weights, which is what is kept.
+        average: decay of the average of the weights, which is what is kept; smaller over the first steps, so
+            that the initial values are soon forgotten.
         seed: of initial values, batches and noise.
     """
 
@@ -115,8 +116,8 @@ def _train(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> tuple[SetPrior, dict[str, float]]:
-    averaged = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(options.average))
-    optimizer = torch.optim.Adam(prior.parameters(), lr=options.learning_rate)
+    averaged = AveragedModel(prior, multi_avg_fn=_averaging(options.average))
+    optimizer = torch.optim.Adam(prior.parameters(), lr=options.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, options.rate)
     average = cast(SetPrior, averaged.module)
     every = max(1, options.steps // REPORTS)
@@ -148,6 +149,17 @@ def _train(
             if progress is not None:
                 progress(step + 1, losses["train_loss"], losses["held_out_loss"])
     return average.eval().cpu(), losses
+
+
+def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average whose decay rises from 0.1 as `(1 + n) / (10 + n)` to `decay`."""
+
+    @torch.no_grad()
+    def move(averages: Any, values: Any, count: Any) -> None:
+        now = min(decay, (1.0 + float(count)) / (10.0 + float(count)))
+        torch._foreach_lerp_(averages, values, 1.0 - now)
+
+    return move
 
 
 @torch.no_grad()

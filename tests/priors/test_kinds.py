@@ -109,10 +109,10 @@ def test_a_gaussian_set_is_recovered(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["set_flow", "lstm", "gaussian"])
 def test_densities_integrate_to_one_in_the_units_of_the_slots(kind: str) -> None:
     prior = fitted(kind, correlated(200)[:, :2] * 3.0, steps=30)
-    axis = torch.linspace(-20.0, 32.0, 120)
+    axis = torch.linspace(-12.0, 24.0, 41)
     grid = torch.cartesian_prod(axis, axis)[:, :, None]
     total = prior.log_density(grid).exp().sum().item() * (axis[1] - axis[0]).item() ** 2
-    assert total == pytest.approx(1.0, abs=0.02)
+    assert total == pytest.approx(1.0, abs=0.03)
 
 
 def test_the_scene_variable_says_what_slots_share() -> None:
