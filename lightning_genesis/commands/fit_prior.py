@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_genesis.commands.arguments import (
     CommandParser,
-    add_checkpoint_option,
+    add_model_options,
     check_numbers,
     find_device,
 )
@@ -29,9 +29,10 @@ from lightning_genesis.models import SceneModel
 from lightning_genesis.priors import PRIORS, FitOptions, SetPrior, fit_prior
 from lightning_genesis.priors.attaching import check_decodes
 from lightning_genesis.priors.encoding import encode_slots, to_fit
+from lightning_genesis.runs.loading import load_with_data
 from lightning_genesis.runs.priors import FOLDER, SLOTS, check_name, read_slots, write_prior, write_slots
 from lightning_genesis.runs.results import Checkpoint, versions
-from lightning_genesis.runs.run import find_file, load_with_data
+from lightning_genesis.runs.run import find_file
 from lightning_genesis.storage.checkpoint import read_checkpoint
 
 NUM_IMAGES = 8000
@@ -42,7 +43,7 @@ SIZES = {"width", "num_layers", "num_heads", "scene_size", "num_components", "hi
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis fit-prior", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, a .safetensors or a .ckpt")
-    add_checkpoint_option(parser)
+    add_model_options(parser)
     parser.add_argument(
         "--kind", choices=PRIORS, default="set_flow", help="of the prior; set_flow by default"
     )
@@ -90,7 +91,12 @@ def main(args: Sequence[str]) -> None:
     if target.exists():
         raise ConfigurationError(f"{target} is there already: give the prior another --name, or remove it")
     model, data = load_with_data(
-        "fit-prior", options.run, checkpoint=options.checkpoint, data=options.data, root=options.root
+        "fit-prior",
+        options.run,
+        checkpoint=options.checkpoint,
+        model=options.model_class,
+        data=options.data,
+        root=options.root,
     )
     check_decodes(model)
     if getattr(model, "flexible_slots", False):

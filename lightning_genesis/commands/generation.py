@@ -16,11 +16,10 @@ from rich.table import Table
 
 from lightning_genesis.commands.arguments import (
     CommandParser,
-    add_checkpoint_option,
+    add_model_options,
     check_numbers,
     find_device,
 )
-from lightning_genesis.commands.probe import about_run
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.generation import (
     Gathered,
@@ -35,9 +34,10 @@ from lightning_genesis.evaluation.protocols import general_deviations
 from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.models import SceneModel
 from lightning_genesis.priors.encoding import SAMPLE, encode_slots
+from lightning_genesis.runs.loading import load_with_data
 from lightning_genesis.runs.priors import use_prior
-from lightning_genesis.runs.results import Result, write_result
-from lightning_genesis.runs.run import find_file, load_with_data
+from lightning_genesis.runs.results import Result, about_run, write_result
+from lightning_genesis.runs.run import find_file
 from lightning_genesis.scene import Scene
 
 NUM_IMAGES = 2000
@@ -56,7 +56,7 @@ SHOWN = (
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis generation", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, a .safetensors or a .ckpt")
-    add_checkpoint_option(parser)
+    add_model_options(parser)
     parser.add_argument(
         "--prior",
         nargs="+",
@@ -106,6 +106,7 @@ def main(args: Sequence[str]) -> None:
         "generation",
         options.run,
         checkpoint=options.checkpoint,
+        model=options.model_class,
         data=options.data,
         root=options.root,
     )

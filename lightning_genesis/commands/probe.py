@@ -31,9 +31,7 @@ from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.base import EVALUATION_SEED
 from lightning_genesis.runs.loading import load_with_data
-from lightning_genesis.runs.results import Checkpoint, Result, write_result
-from lightning_genesis.runs.run import find_file, read_config
-from lightning_genesis.storage.checkpoint import read_checkpoint
+from lightning_genesis.runs.results import Result, about_run, write_result
 
 
 def _parser() -> CommandParser:
@@ -118,20 +116,6 @@ def _settings(options: Namespace) -> Probe:
     if not 0 < options.learning_rate < float("inf"):
         raise ConfigurationError(f"probe: --learning_rate {options.learning_rate}, expected more than 0")
     return Probe(**{name: getattr(options, name) for name in asdict(Probe())})
-
-
-def about_run(run: Path, checkpoint: str | None) -> dict[str, Any]:
-    """Which run, seed and checkpoint a result is about."""
-    folder = run.resolve() if run.is_dir() else run.resolve().parent
-    file = find_file(run, checkpoint)
-    seed = read_config(run).get("seed_everything") if run.is_dir() else None
-    name = folder.name if run.is_dir() else run.stem
-    return {
-        "run": name,
-        "experiment": name.removesuffix(f"-seed{seed}"),
-        "seed": seed if type(seed) is int else None,
-        "checkpoint": Checkpoint.of(file, folder, read_checkpoint(file).get("global_step", 0)),
-    }
 
 
 def _result(
