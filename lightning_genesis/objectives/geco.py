@@ -65,7 +65,7 @@ class GECO(Objective):
             "beta_max": beta_max,
         }
         self.goal, self.step_size, self.smoothing, self.speedup = goal, step_size, smoothing, speedup
-        self.beta_min, self.beta_max = beta_min, beta_max
+        self.initial_beta, self.beta_min, self.beta_max = beta, beta_min, beta_max
         self._num_dimensions = REFERENCE_DIMENSIONS
         self._error: Tensor | None = None  # sum over the micro-batches since the last update
         self._micro_batches = 0
@@ -73,7 +73,7 @@ class GECO(Objective):
     def bind(self, branches: Sequence[str]) -> None:
         """See `Objective.bind`."""
         super().bind(branches)
-        self.register_buffer("beta", torch.full((len(self.branches),), float(self.arguments["beta"])))
+        self.register_buffer("beta", torch.full((len(self.branches),), float(self.initial_beta)))
         self.register_buffer("average", torch.zeros(len(self.branches)))
         self.register_buffer("step", torch.zeros(()))
 
