@@ -121,7 +121,8 @@ def test_the_elbo_with_the_prior_it_was_trained_with_is_its_own(folder: Path) ->
     # GENESIS-V2's own is autoregressive: its density is another
     scores = score_prior(small(GenesisV2), StandardNormal(8, 3), dataset, [0])
     assert scores["elbo"] - scores["elbo_own"] == pytest.approx(
-        scores["log_density"] - scores["log_density_own"], rel=1e-4
+        scores["log_density"] - scores["log_density_own"],
+        abs=0.01,  # of hundreds, in float32
     )
     assert "elbo" not in score_prior(small(SlotAttention, slot_dim=8), StandardNormal(8, 3), dataset, [0])
 
