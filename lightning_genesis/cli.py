@@ -52,6 +52,13 @@ COMMANDS = {
     ),
     "sample": Command("sample", "draw new scenes from the prior: sample runs/NAME --output samples"),
     "figures": Command("figures", "draw the papers' figures of a run: figures runs/NAME"),
+    "fit-prior": Command(
+        "fit_prior",
+        "fit a prior to the slots of a trained model, any: fit-prior runs/NAME; then --prior NAME",
+    ),
+    "generation": Command(
+        "generation", "reconstructions, recombined slots and samples of priors compared: generation runs/NAME"
+    ),
     "label": Command(
         "label", "a page on which people label samples, offline: label runs/NAME --output page.html"
     ),

@@ -25,6 +25,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lightning_genesis.callbacks.finite_gate", "lightning_genesis.callbacks.geco"),
     ("lightning_genesis.models",),
     ("lightning_genesis.interop",),
+    ("lightning_genesis.priors",),
     ("lightning_genesis.runs",),
     ("lightning_genesis.figures",),
     ("lightning_genesis.evaluation",),

@@ -49,6 +49,13 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
 
 
+def add_prior_option(parser: ArgumentParser) -> None:
+    """Gives a command that draws samples `--prior`, for `runs.priors.use_prior`."""
+    parser.add_argument(
+        "--prior", metavar="NAME", help="of a prior that fit-prior made for the run, or the folder of one"
+    )
+
+
 def check_numbers(command: str, options: Namespace, least: Mapping[str, int]) -> None:
     """Compares options, numbers or lists of them, with the least that they may be; None is left alone.
 

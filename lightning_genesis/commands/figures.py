@@ -17,6 +17,7 @@ from data_modules import SceneDataModule
 from lightning_genesis.commands.arguments import (
     CommandParser,
     add_model_options,
+    add_prior_option,
     check_numbers,
     find_device,
 )
@@ -44,6 +45,7 @@ from lightning_genesis.metrics import mean_squared_error
 from lightning_genesis.metrics.structural_accuracy import judge_towers
 from lightning_genesis.models import SceneModel
 from lightning_genesis.runs.loading import load_with_data
+from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.results import FOLDER, Checkpoint, read_result
 from lightning_genesis.runs.run import find_file
 from lightning_genesis.scene import IndexedNoise, Scene
@@ -340,6 +342,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis figures", description=__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="a run's folder, a .safetensors or a .ckpt")
     add_model_options(parser)
+    add_prior_option(parser)
     parser.add_argument("--output", type=Path, help="a folder; RUN/figures by default")
     parser.add_argument("--only", nargs="+", choices=FIGURES, help="these figures alone")
     parser.add_argument("--data", type=Path, help="a data section, such as experiments/data/quickstart.yaml")
@@ -381,6 +384,8 @@ def main(args: Sequence[str]) -> None:
             data=options.data,
             root=options.root,
         )
+        if options.prior is not None:
+            use_prior(model, run, options.prior, file)
         figures = RunFigures(
             model.to(device),
             data,
@@ -435,5 +440,5 @@ def _folder(run: Path, options: Namespace) -> Path:
     if options.output is not None:
         return options.output / _name(run) if len(options.run) > 1 else options.output
     if run.is_dir():
-        return run / "figures"
+        return run / "figures" if options.prior is None else run / "figures" / Path(options.prior).name
     raise ConfigurationError(f"figures: {run} is no run's folder: give --output")

@@ -44,6 +44,7 @@ from lightning_genesis.models import SceneModel
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.runs.identity import check_optimizer_state, names_of, options_of
 from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
+from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
 from lightning_genesis.runs.run import find_checkpoint, read_last_good
 from lightning_genesis.storage.checkpoint import (
@@ -78,6 +79,7 @@ class ExperimentCLI(LightningCLI):
         check_config_files(self.arguments)
         check_classes(self.arguments)
         self.run_options = RunOptions()
+        self.prior: dict[str, Any] = {}  # what results say of the one that samples are drawn from
         self.identity = RunIdentity()
         # Other ranks are started by this command line again.
         sys_argv, sys.argv = sys.argv, [sys.argv[0], *self.arguments]
@@ -129,6 +131,12 @@ class ExperimentCLI(LightningCLI):
             type=int,
             default=0,
             help="test: samples of an importance-weighted bound on the likelihood; 0 for none",
+        )
+        parser.add_argument(
+            "--prior",
+            type=str | None,
+            default=None,
+            help="test: draw samples from this prior that fit-prior made for the run, or the folder of one",
         )
         parser.add_lightning_class_args(FIDCallback, "fid")
         parser.add_lightning_class_args(StructureCallback, "structure")
@@ -219,6 +227,12 @@ class ExperimentCLI(LightningCLI):
         self.model.importance_samples = samples
         if config.protocol is not None:
             self.datamodule.test_split = find_protocol(config.protocol).split
+        if config.prior is not None and self.checkpoint is None:
+            raise ConfigurationError(
+                f"prior: {config.prior}, but no --ckpt_path: it belongs to trained weights"
+            )
+        if config.prior is not None:
+            self.prior |= use_prior(self.model, self.run_options.folder, config.prior, Path(config.ckpt_path))
 
     def _evaluation_callbacks(self, config: Any) -> list[Callback]:
         """What `test` adds: FID, S-Acc, the protocol's images, the file of results."""
@@ -231,7 +245,11 @@ class ExperimentCLI(LightningCLI):
             experiment=folder.name.removesuffix(f"-seed{seed}"),
             seed=seed if type(seed) is int else None,
             checkpoint=self._checkpoint_evaluated(config.ckpt_path),
-            options={"importance_samples": config.importance_samples, **self._changes()},
+            options={
+                "importance_samples": config.importance_samples,
+                **self._changes(),
+                **({} if config.prior is None else {"prior": self.prior}),
+            },
         )
         return [*callbacks, writer]
 

@@ -18,12 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_genesis.commands.arguments import CommandParser, add_model_options, find_device
+from lightning_genesis.commands.arguments import (
+    CommandParser,
+    add_model_options,
+    add_prior_option,
+    find_device,
+)
 from lightning_genesis.commands.label_page import Images, make_page
 from lightning_genesis.commands.sample import sample_batches
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
 from lightning_genesis.runs.loading import load_model
+from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.run import find_file
 from lightning_genesis.storage.files import replacing
 from lightning_genesis.storage.pictures import open_picture
@@ -108,6 +114,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis label", description=__doc__)
     parser.add_argument("samples", type=Path, nargs="?", help="a folder of PNGs, or a model")
     add_model_options(parser)
+    add_prior_option(parser)
     parser.add_argument("--output", type=Path, help="a .html file")
     parser.add_argument("--agreement", type=Path, nargs=2, metavar="JSON", help="files of answers to compare")
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="the first this many")
@@ -127,7 +134,7 @@ def main(args: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(args))
     if options.agreement is not None:
-        others = (options.samples, options.output, options.checkpoint, options.model_class)
+        others = (options.samples, options.output, options.checkpoint, options.model_class, options.prior)
         if any(given is not None for given in others):
             raise ConfigurationError("label: --agreement takes two files of answers and nothing else")
         first, second = (read_answers(path) for path in options.agreement)
@@ -156,10 +163,17 @@ def _write(options: Namespace) -> None:
     if is_model:
         images, judged = _draw(source, options)
         source = find_file(source, options.checkpoint)
-    elif options.checkpoint is not None or options.model_class is not None:
-        option = "--checkpoint" if options.checkpoint else "--model"
+    elif given := [
+        option
+        for option, value in {
+            "--checkpoint": options.checkpoint,
+            "--model": options.model_class,
+            "--prior": options.prior,
+        }.items()
+        if value is not None
+    ]:
         raise ConfigurationError(
-            f"label: {option}: {source} is no run's folder, it has pictures; leave it out"
+            f"label: {given[0]}: {source} is no run's folder, it has pictures; leave it out"
         )
     else:
         images, judged = read_images(source, options.num_images), {}
@@ -184,6 +198,8 @@ def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool]]:
     """Samples of a model, as `sample` draws them, and which are towers; nothing if they have no masks."""
     model = load_model(source, options.checkpoint, options.model_class)
     model = model.to(find_device(options.device, "label"))
+    if options.prior is not None:
+        use_prior(model, source, options.prior, find_file(source, options.checkpoint))
     images: Images = {}
     judged: dict[str, bool] = {}
     for scene in sample_batches(model, options.num_images, seed=options.seed):

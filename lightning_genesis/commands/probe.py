@@ -31,9 +31,7 @@ from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.base import EVALUATION_SEED
 from lightning_genesis.runs.loading import load_with_data
-from lightning_genesis.runs.results import Checkpoint, Result, write_result
-from lightning_genesis.runs.run import find_file, read_config
-from lightning_genesis.storage.checkpoint import read_checkpoint
+from lightning_genesis.runs.results import Result, about_run, write_result
 
 
 def _parser() -> CommandParser:
@@ -120,20 +118,6 @@ def _settings(options: Namespace) -> Probe:
     return Probe(**{name: getattr(options, name) for name in asdict(Probe())})
 
 
-def _about(run: Path, checkpoint: str | None) -> dict[str, Any]:
-    """Which run, seed and checkpoint a result is about."""
-    folder = run.resolve() if run.is_dir() else run.resolve().parent
-    file = find_file(run, checkpoint)
-    seed = read_config(run).get("seed_everything") if run.is_dir() else None
-    name = folder.name if run.is_dir() else run.stem
-    return {
-        "run": name,
-        "experiment": name.removesuffix(f"-seed{seed}"),
-        "seed": seed if type(seed) is int else None,
-        "checkpoint": Checkpoint.of(file, folder, read_checkpoint(file).get("global_step", 0)),
-    }
-
-
 def _result(
     options: Namespace,
     model: SceneModel,
@@ -153,7 +137,7 @@ def _result(
         if name != "seed" and value != paper[name]
     ]
     return Result(
-        **_about(options.run, options.checkpoint),
+        **about_run(options.run, options.checkpoint),
         model=type(model).__name__,
         dataset=split.name,
         synthetic=split.synthetic,

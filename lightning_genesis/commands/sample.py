@@ -20,6 +20,7 @@ from torchvision.utils import save_image
 from lightning_genesis.commands.arguments import (
     CommandParser,
     add_model_options,
+    add_prior_option,
     check_numbers,
     find_device,
 )
@@ -28,6 +29,7 @@ from lightning_genesis.figures import generation_order, generation_steps, sweep
 from lightning_genesis.figures.drawing import image_sheet, write_picture
 from lightning_genesis.models import SceneModel
 from lightning_genesis.runs.loading import load_model
+from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.run import find_file
 from lightning_genesis.scene import IndexedNoise, Scene
 from lightning_genesis.storage.files import whole_folder
@@ -47,6 +49,7 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis sample", description=__doc__)
     parser.add_argument("model", type=Path, help="a run's folder, a .ckpt or a .safetensors")
     add_model_options(parser)
+    add_prior_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     parser.add_argument("--num_images", type=int, help="how many per setting; 64 by default")
     parser.add_argument(
@@ -81,6 +84,8 @@ def main(args: Sequence[str]) -> None:
     file = find_file(options.model, options.checkpoint)
     model = load_model(options.model, options.checkpoint, options.model_class)
     model = model.to(find_device(options.device, "sample"))
+    if options.prior is not None:
+        use_prior(model, options.model, options.prior, file)
     scene_latent = None
     if options.scene_latent is not None:
         scene_latent = read_scene_latent(options.scene_latent, model, options.num_images)
@@ -159,6 +164,7 @@ def _write_setting(
             "model_class": type(model).__name__,
             "checkpoint": file.relative_to(options.model.parent).as_posix(),
             "seed": options.seed,
+            "prior": options.prior,
             "temperature": temperature,
             "num_slots": scene.num_slots,
         }

@@ -80,20 +80,36 @@ class SlotAttentionModule(nn.Module):
             nn.Linear(slot_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, slot_dim)
         )
 
-    def forward(self, inputs: Tensor, slots: Tensor, num_iterations: int = 3) -> AttendedSlots:
+    def forward(
+        self,
+        inputs: Tensor,
+        slots: Tensor,
+        num_iterations: int = 3,
+        gradient_iterations: int | None = None,
+        straight_through: bool = False,
+    ) -> AttendedSlots:
         """Refines `slots`.
 
         Args:
             inputs: features of all pixels, `[B, N, F]`.
             slots: where they start, `[B, K, D]`.
             num_iterations: how often they are updated, at least once.
+            gradient_iterations: let no gradient through to what comes before the last ones. At a fixed point
+                of the update that is the implicit function's gradient, its Neumann series cut after as many
+                terms (Chang, Griffiths, Levine: "Object representations as fixed points", NeurIPS 2022, with
+                one). The gradient of all iterations if None.
+            straight_through: pass the gradient that is held back on to the slots that it all started from, as
+                if they were those before the last iterations (Jia, Liu, Huang: "Improving object-centric
+                learning with query optimization", ICLR 2023).
         """
         inputs = self.norm_inputs(inputs)
         key, value = self.key(inputs), self.value(inputs)  # the only work that grows with the pixels
         with full_precision(inputs):
             key, value, slots = key.float().transpose(1, 2), value.float(), slots.float()
-            log_attention = slots.new_zeros(())
-            for _ in range(num_iterations):
+            log_attention, initial = slots.new_zeros(()), slots
+            for remaining in range(num_iterations, 0, -1):
+                if remaining == gradient_iterations and remaining < num_iterations:
+                    slots = slots.detach() + (initial - initial.detach() if straight_through else 0.0)
                 query = self.query(self.norm_slots(slots)) * slots.shape[2] ** -0.5
                 update, log_attention = attend(query, key, value)
                 slots = self.gru(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)

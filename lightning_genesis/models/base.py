@@ -75,6 +75,8 @@ class SceneModel(pl.LightningModule):
     """Names of what `score_own` adds to an evaluation."""
     scene_dim: int | None = None
     """Size S of the scene variable; `sample` of a model that has one takes `scene_latent` `[B, S]`."""
+    slots_in_order: bool = False
+    """Whether `decode` depends on the order of the slots, as where masks come from stick breaking."""
     network: nn.Module
 
     decay_in_warmup = False

@@ -211,6 +211,7 @@ class Genesis(SceneModel):
         ConfigurationError: if a size or option does not fit the architecture.
     """
 
+    slots_in_order = True
     branches = ("genesis",)
     network: GenesisNetwork
 

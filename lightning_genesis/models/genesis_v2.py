@@ -30,6 +30,7 @@ from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_normal, draw_uniform
 
 Activation = Literal["sigmoid", "linear"]
+MaskStart = Literal["start", "goal"]
 
 
 class Posterior(NamedTuple):
@@ -225,6 +226,8 @@ class GenesisV2(SceneModel):
         mask_consistency: add the KL from decoded to attention masks (Section 3.3); start GECO at
             `beta: 1e-10` then, as the paper does.
         detach_decoded_masks: let that term train the attention masks alone.
+        mask_consistency_start: when that term starts to count: "start", or "goal", from the first step on at
+            which the objective's goal is met; it then goes on, whatever the error does. Not in the paper.
         analytic_kl: closed form of each slot's KL instead of one sample's estimate.
         flexible_slots: in evaluation, stop at the first mask below `min_pixels`.
         min_pixels: that threshold; the paper used 20, and 70 for ObjectsRoom.
@@ -244,6 +247,7 @@ class GenesisV2(SceneModel):
 
     branches = ("genesis_v2",)
     network: GenesisV2Network
+    mask_consistency_on: Tensor | None
 
     def __init__(
         self,
@@ -262,6 +266,7 @@ class GenesisV2(SceneModel):
         normalized_likelihood: bool = True,
         mask_consistency: bool = False,
         detach_decoded_masks: bool = True,
+        mask_consistency_start: MaskStart = "start",
         analytic_kl: bool = False,
         flexible_slots: bool = False,
         min_pixels: float = 20.0,
@@ -298,6 +303,19 @@ class GenesisV2(SceneModel):
         self.normalized_likelihood, self.analytic_kl = normalized_likelihood, analytic_kl
         self.mask_consistency, self.detach_decoded_masks = mask_consistency, detach_decoded_masks
         self.flexible_slots, self.min_pixels = flexible_slots, min_pixels
+        self.register_buffer("mask_consistency_on", None)
+        if mask_consistency_start not in ("start", "goal"):
+            raise ConfigurationError(
+                f"mask_consistency_start={mask_consistency_start!r} is unknown: use 'start' or 'goal'"
+            )
+        if mask_consistency_start == "goal":
+            if not mask_consistency or self.objective.goal_met(1) is None:
+                raise ConfigurationError(
+                    "mask_consistency_start='goal': expected mask_consistency and an objective with a goal, "
+                    f"found {mask_consistency} and {type(self.objective).__name__}"
+                )
+            # 0, then 1: a part of the checkpoint, so that a resumed run goes on as it was
+            self.mask_consistency_on = torch.zeros(())
 
     def forward(self, images: Tensor, noise: Noise | None = None) -> Scene:
         """Infers and decodes the slots of `images` `[B, 3, H, W]`.
@@ -342,7 +360,18 @@ class GenesisV2(SceneModel):
         if self.mask_consistency and scene.attention_log_masks is not None:
             decoded = scene.log_masks.detach() if self.detach_decoded_masks else scene.log_masks
             kl["mask"] = mask_kl(scene.attention_log_masks, decoded)
+            if self.mask_consistency_on is not None:
+                kl["mask"] = kl["mask"] * self._mask_weight(images[0].numel())
         return {"genesis_v2": Terms(self._nll(scene, images, self.normalized_likelihood), kl)}
+
+    @torch.no_grad()
+    def _mask_weight(self, num_dimensions: int) -> Tensor:
+        """0 until the goal is met for the first time, then 1; the same for all micro-batches of a step."""
+        assert self.mask_consistency_on is not None
+        met = self.objective.goal_met(num_dimensions)
+        if self.training and met is not None:
+            self.mask_consistency_on = torch.maximum(self.mask_consistency_on, met[0].float())
+        return self.mask_consistency_on
 
     def elbo(self, scene: Scene, images: Tensor) -> Tensor:
         """Evidence lower bound, normalised likelihood minus the latents' KL, nats per image `[B]`."""

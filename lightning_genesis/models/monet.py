@@ -181,6 +181,7 @@ class MONet(SceneModel):
             decoder_dim,
         )
         self.latent_dim, self.std, self.analytic_kl = latent_dim, std, analytic_kl
+        self.slots_in_order = mask_prior == "scope" or background_std is not None
         slot_std = None
         if background_std is not None:
             slot_std = torch.tensor([background_std] + [std] * (num_slots - 1))

@@ -101,6 +101,10 @@ def build_segregation(
             raise ConfigurationError(f"encoder_options.{name}: {encoder} has no such option{hint}")
     if options.get("flexible_slots"):
         raise ConfigurationError("encoder_options.flexible_slots=True: SRI orders a fixed number of slots")
+    if options.get("mask_consistency_start", "start") != "start":
+        raise ConfigurationError(
+            "encoder_options.mask_consistency_start: the encoder in SRI has no goal of its own; use 'start'"
+        )
     given = {name: value for name, value in shared.items() if name in known}
     segregation = kind(num_slots=num_slots, image_size=image_size, **{**given, **options})
     for part in ("objective", "scores"):

@@ -56,22 +56,31 @@ class SlotAttentionNetwork(PixelEncoder):
         decoder_dim: int,
         decoder_stages: int,
         implementation: Implementation,
+        num_queries: int | None,
+        implicit_gradient: bool,
     ) -> None:
         super().__init__(image_size, feature_dim, encoder_stages, implementation)
+        self.num_queries, self.implicit_gradient = num_queries, implicit_gradient
         self.implementation, epsilon = implementation, LAYER_NORM_EPSILON[implementation]
         self.attention = SlotAttentionModule(
             feature_dim, slot_dim, mlp_dim, norm_inputs=implementation == "official", epsilon=epsilon
         )
         self.decoder = SlotDecoder(slot_dim, image_size, decoder_dim, decoder, decoder_stages, implementation)
-        self.initial_slots = nn.Parameter(torch.zeros(1, 2 * slot_dim))
-        """Mean and raw scale that all slots start from."""
+        shape = (1, 2 * slot_dim) if num_queries is None else (num_queries, slot_dim)
+        # a fixed point does not depend on where it was sought from: nothing would train a Gaussian of that
+        learned = num_queries is not None or not implicit_gradient
+        self.initial_slots = nn.Parameter(torch.zeros(shape), requires_grad=learned)
+        """Mean and raw scale that all slots start from; or the queries, one for each slot."""
         self._initialise(slot_dim)
 
     @torch.no_grad()
     def _initialise(self, slot_dim: int) -> None:
         """Keras's initial values, or those of EMORL's repository."""
         if self.implementation == "emorl":
-            self.initial_slots[:, slot_dim:] = 1.0
+            if self.num_queries is None:
+                self.initial_slots[:, slot_dim:] = 1.0
+            else:
+                nn.init.xavier_uniform_(self.initial_slots)
             for name, value in self.decoder.named_parameters():
                 if name.endswith("bias"):
                     nn.init.zeros_(value)
@@ -92,7 +101,13 @@ class SlotAttentionNetwork(PixelEncoder):
         nn.init.zeros_(gru.bias_hh)
 
     def start(self, noise: Noise | None, images: Tensor, num_slots: int) -> Tensor:
-        """Slots before the first iteration, drawn from one Gaussian, `[B, K, D]`."""
+        """Slots before the first iteration, drawn from one Gaussian, or the queries, `[B, K, D]`."""
+        if self.num_queries is not None:
+            if num_slots != self.num_queries:
+                raise ConfigurationError(
+                    f"num_slots={num_slots}, but there are {self.num_queries} learned queries, one a slot"
+                )
+            return self.initial_slots.expand(len(images), -1, -1)
         mean, raw = self.initial_slots.chunk(2, dim=1)
         scale = raw.exp() if self.implementation == "official" else softplus_scale(raw)
         shape = (len(images), num_slots, mean.shape[1])
@@ -101,7 +116,13 @@ class SlotAttentionNetwork(PixelEncoder):
     def infer(self, images: Tensor, noise: Noise | None, num_slots: int, num_iterations: int) -> Inference:
         """Slots of images in [0, 1]; draws noise `[B, K, D]`."""
         pixels = self.pixels(images)
-        slots, log_attention = self.attention(pixels, self.start(noise, images, num_slots), num_iterations)
+        slots, log_attention = self.attention(
+            pixels,
+            self.start(noise, images, num_slots),
+            num_iterations,
+            gradient_iterations=1 if self.implicit_gradient else None,
+            straight_through=self.num_queries is not None,
+        )
         return Inference(slots, self.masks(log_attention, images))
 
     def decode(self, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +168,11 @@ class SlotAttention(SceneModel):
         decoder_stages: times the big decoder doubles its grid of side `image_size / 2 ** decoder_stages`;
             from 8x8 in the paper.
         implementation: "official", or "emorl".
+        learned_queries: start every slot from a learned vector of its own, not from noise. With
+            `implicit_gradient` this is BO-QSA (Jia, Liu, Huang, ICLR 2023): the queries get the gradient that
+            is held back from the iterations. The number of slots is then fixed.
+        implicit_gradient: let the gradient through the last iteration alone (Chang, Griffiths, Levine,
+            NeurIPS 2022); see `SlotAttentionModule`. The Gaussian that slots start from is then not trained.
         learning_rate: of the optimiser, after the warm-up.
         warmup_steps: optimiser steps in which the learning rate rises from 0.
         decay_steps: optimiser steps in which it halves, continuously, from step 0 on; 0 for no decay.
@@ -173,6 +199,8 @@ class SlotAttention(SceneModel):
         decoder_dim: int = 64,
         decoder_stages: int = 4,
         implementation: Implementation = "official",
+        learned_queries: bool = False,
+        implicit_gradient: bool = False,
         warmup_steps: int = 10_000,
         decay_steps: int = 100_000,
         learning_rate: float = 4e-4,
@@ -198,6 +226,8 @@ class SlotAttention(SceneModel):
             decoder_dim,
             decoder_stages,
             implementation,
+            num_slots if learned_queries else None,
+            implicit_gradient,
         )
         self.num_iterations, self.implementation = num_iterations, implementation
 

@@ -11,6 +11,7 @@ from lightning_genesis.objectives.likelihood import (
     mixture_nll,
     scene_nll,
 )
+from lightning_genesis.objectives.self_setting_geco import SelfSettingGECO
 from lightning_genesis.objectives.softplus_geco import SoftplusGECO
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FixedBeta",
     "Likelihood",
     "Objective",
+    "SelfSettingGECO",
     "SoftplusGECO",
     "check_likelihood",
     "gaussian_kl",

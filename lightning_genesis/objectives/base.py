@@ -60,6 +60,15 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def goal_met(self, num_dimensions: int) -> Tensor | None:
+        """Whether the error of every branch has reached its goal, bool `[branches]`; None without goals.
+
+        Args:
+            num_dimensions: numbers in one image, 3 H W.
+        """
+        del num_dimensions
+        return None
+
     def log_values(self) -> dict[str, Tensor]:
         """What to log of the state, scalars by name."""
         return {}

@@ -65,7 +65,7 @@ class GECO(Objective):
             "beta_max": beta_max,
         }
         self.goal, self.step_size, self.smoothing, self.speedup = goal, step_size, smoothing, speedup
-        self.beta_min, self.beta_max = beta_min, beta_max
+        self.initial_beta, self.beta_min, self.beta_max = beta, beta_min, beta_max
         self._num_dimensions = REFERENCE_DIMENSIONS
         self._error: Tensor | None = None  # sum over the micro-batches since the last update
         self._micro_batches = 0
@@ -73,7 +73,7 @@ class GECO(Objective):
     def bind(self, branches: Sequence[str]) -> None:
         """See `Objective.bind`."""
         super().bind(branches)
-        self.register_buffer("beta", torch.full((len(self.branches),), float(self.arguments["beta"])))
+        self.register_buffer("beta", torch.full((len(self.branches),), float(self.initial_beta)))
         self.register_buffer("average", torch.zeros(len(self.branches)))
         self.register_buffer("step", torch.zeros(()))
 
@@ -118,16 +118,26 @@ class GECO(Objective):
 
     def next_beta(self, beta: Tensor, average: Tensor, num_dimensions: int) -> Tensor:
         """β after its update, by an average of the error that has moved already; one entry per branch."""
-        constraint = self.goal * num_dimensions - average
+        constraint = self.goals() * num_dimensions - average
         rate = self.step_size * REFERENCE_DIMENSIONS / num_dimensions
         exponent = rate * torch.where(constraint > 0, self.speedup * constraint, constraint)
         return (beta * exponent.exp()).clamp(self.beta_min, self.beta_max)
 
+    def goals(self) -> Tensor | float:
+        """Goal of every branch, nats per dimension, `[branches]` or one for all."""
+        return self.goal
+
+    def goal_met(self, num_dimensions: int) -> Tensor:
+        """See `Objective.goal_met`; by the moving average, so never before the first step."""
+        return (self.step > 0) & (self.average <= self.goals() * num_dimensions)
+
     def log_values(self) -> dict[str, Tensor]:
         """β, the error average and the goal of every branch, the latter two per dimension."""
         values: dict[str, Tensor] = {}
-        for branch, beta, average in zip(self.branches, self.beta, self.average, strict=True):
+        goals = torch.zeros_like(self.average) + self.goals()
+        states = zip(self.branches, self.beta, self.average, goals, strict=True)
+        for branch, beta, average, goal in states:
             values[f"geco/{branch}/beta"] = beta
             values[f"geco/{branch}/nll_average"] = average / self._num_dimensions
-            values[f"geco/{branch}/goal"] = torch.full_like(beta, self.goal)
+            values[f"geco/{branch}/goal"] = goal
         return values

@@ -30,7 +30,7 @@ FREE = (
     *("trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches"),
     "trainer.fast_dev_run",
     # what a test does
-    *("protocol", "importance_samples", "fid", "structure"),
+    *("protocol", "importance_samples", "prior", "fid", "structure"),
     # what only decides whether and where it is computed; the number of ranks is compared
     *("rollback", "model.compile", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.benchmark", "trainer.deterministic", "trainer.detect_anomaly"),

@@ -15,6 +15,8 @@ from typing import Any
 
 from lightning_genesis import __version__
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.runs.run import find_file, read_config
+from lightning_genesis.storage.checkpoint import read_checkpoint
 from lightning_genesis.storage.files import replacing
 
 FORMAT = 1
@@ -162,6 +164,20 @@ def read_result(path: str | Path) -> Result:
         if not (value is None or type(value) in (int, float)):
             raise ConfigurationError(f"{path}: `metrics.{name}` is {value!r}, expected a number or null")
     return Result(**{entry.name: contents[entry.name] for entry in fields(Result)})
+
+
+def about_run(run: Path, checkpoint: str | None) -> dict[str, Any]:
+    """Which run, seed and checkpoint a result is about."""
+    folder = run.resolve() if run.is_dir() else run.resolve().parent
+    file = find_file(run, checkpoint)
+    seed = read_config(run).get("seed_everything") if run.is_dir() else None
+    name = folder.name if run.is_dir() else run.stem
+    return {
+        "run": name,
+        "experiment": name.removesuffix(f"-seed{seed}"),
+        "seed": seed if type(seed) is int else None,
+        "checkpoint": Checkpoint.of(file, folder, read_checkpoint(file).get("global_step", 0)),
+    }
 
 
 _NONE = type(None)

@@ -211,3 +211,59 @@ def test_pytorchs_usual_padding_is_shifted_by_a_pixel() -> None:
     maps = torch.randn(1, 2, 6, 6)
     torch.testing.assert_close(usual(maps)[..., :-1, :-1], same(maps)[..., 1:, 1:])
     assert not torch.allclose(usual(maps), same(maps))
+
+
+# ---------------------------------------------------------------- implicit gradients
+
+
+def test_the_implicit_gradient_is_that_of_all_iterations_at_a_fixed_point() -> None:
+    """More terms of the Neumann series come as near as one likes to the gradient unrolled to convergence."""
+    module, (inputs, slots) = attention_module(), inputs_and_slots()
+    with torch.no_grad():  # makes the update a contraction, so that there is a fixed point
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.5)
+        fixed = module(inputs, slots, num_iterations=400).slots
+        assert (module(inputs, fixed, num_iterations=1).slots - fixed).abs().max() < 1e-5
+
+    def gradient(iterations: int, of_last: int | None) -> Tensor:
+        module.zero_grad()
+        module(inputs, slots, iterations, of_last).slots.square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+    unrolled = gradient(120, None)
+    errors = [((gradient(120, terms) - unrolled).norm() / unrolled.norm()).item() for terms in (1, 8, 40)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.01
+    cosine = torch.cosine_similarity(gradient(120, 1), unrolled, dim=0).item()
+    assert cosine > 0.5  # one term, as in the paper, points the way
+
+
+def test_one_term_is_the_gradient_of_the_last_iteration_alone() -> None:
+    module, (inputs, slots) = attention_module(), inputs_and_slots()
+    slots.requires_grad_()
+    found = module(inputs, slots, 3, gradient_iterations=1).slots
+    with torch.no_grad():
+        before = module(inputs, slots, 2).slots
+    expected = module(inputs, before, 1).slots
+    torch.testing.assert_close(found, expected)
+    weights = list(module.parameters())
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), weights, allow_unused=True),
+        torch.autograd.grad(expected.sum(), weights, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_straight_through_passes_the_gradient_on_to_where_the_slots_started() -> None:
+    module, (inputs, slots) = attention_module(), inputs_and_slots()
+    slots.requires_grad_()
+    found = module(inputs, slots, 3, gradient_iterations=1, straight_through=True).slots
+    torch.testing.assert_close(found, module(inputs, slots, 3).slots)
+    with torch.no_grad():
+        before = module(inputs, slots, 2).slots
+    before.requires_grad_()
+    last = module(inputs, before, 1).slots
+    expected = torch.autograd.grad(last.square().sum(), before)[0]
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), slots)[0], expected)

@@ -358,3 +358,54 @@ def test_compiled_model_trains_on_a_gpu(mode: str) -> None:
         model.objective.update()
     assert loss.isfinite()
     assert not torch.equal(kept[0].components, kept[1].components)
+
+
+# ---------------------------------------------------------------- mask consistency from the goal on
+
+
+def test_mask_consistency_waits_for_the_goal_and_then_stays() -> None:
+    images = batch_of(2)
+    goals = {
+        "class_path": "lightning_genesis.objectives.geco.GECO",
+        "init_args": {"goal": 0.6, "smoothing": 0.0},
+    }
+    model = small_model(mask_consistency=True, mask_consistency_start="goal", objective=goals).train()
+    always = small_model(mask_consistency=True).train()
+    scene = model(images, noise_for([0, 1]))
+    full = always.loss_terms(scene, images)["genesis_v2"].kl["mask"]
+    assert (full > 0).all()
+
+    def mask_term(average: float) -> Tensor:
+        """At an error of so many nats per dimension."""
+        model.objective.average.fill_(average * images[0].numel())
+        model.objective.step.fill_(10.0)
+        return model.loss_terms(scene, images)["genesis_v2"].kl["mask"]
+
+    assert (model.loss_terms(scene, images)["genesis_v2"].kl["mask"] == 0).all()  # no step yet, no average
+    assert (mask_term(0.61) == 0).all()
+    model.eval()
+    assert (mask_term(0.59) == 0).all()  # an evaluation starts nothing
+    model.train()
+    torch.testing.assert_close(mask_term(0.59), full)
+    torch.testing.assert_close(mask_term(0.9), full)  # lost again: it stays
+    resumed = small_model(mask_consistency=True, mask_consistency_start="goal", objective=goals).train()
+    resumed.load_state_dict(model.state_dict())
+    torch.testing.assert_close(resumed.loss_terms(scene, images)["genesis_v2"].kl["mask"], full)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask_consistency_start": "late"},
+        {"mask_consistency_start": "goal"},
+        {
+            "mask_consistency": True,
+            "mask_consistency_start": "goal",
+            "objective": {"class_path": "lightning_genesis.objectives.fixed_beta.FixedBeta"},
+        },
+    ],
+)
+def test_a_start_that_never_comes_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="mask_consistency_start="):
+        small_model(**options)
+    assert "mask_consistency_on" not in small_model(mask_consistency=True).state_dict()

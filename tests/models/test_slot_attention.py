@@ -498,3 +498,28 @@ def test_it_learns() -> None:
     grey = 4.0 * images.var(dim=0, correction=0).mean()  # error of the best single image
     assert errors[0] > grey
     assert sum(errors[-10:]) / 10 < 0.2 * grey
+
+
+# ---------------------------------------------------------------- learned queries, implicit gradients
+
+
+def test_learned_queries_need_no_noise_and_tell_the_slots_apart() -> None:
+    model, images = small_model(learned_queries=True), batch_of(3)
+    with torch.no_grad():
+        scene = model(images, noise_for([0, 1, 2]))
+        again = model(images, noise_for([5, 6, 7]))
+    torch.testing.assert_close(scene.latents["slots"], again.latents["slots"])
+    assert (scene.latents["slots"][:, 0] - scene.latents["slots"][:, 1]).abs().max() > 1e-3
+    with pytest.raises(ConfigurationError, match="num_slots=4, but there are 3 learned queries"):
+        model(images, num_slots=4)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("queries", [False, True])
+def test_every_weight_that_is_trained_has_a_gradient(implicit: bool, queries: bool) -> None:
+    """DDP waits for ever for one that has none; the Gaussian of the start has none by implicit ones."""
+    model, images = small_model(learned_queries=queries, implicit_gradient=implicit).train(), batch_of(2)
+    loss_of(model, model(images), images).backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert ("network.initial_slots" in trained) is (queries or not implicit)

@@ -34,7 +34,18 @@ class Tiny:
 TINY: dict[str, Tiny] = {
     "GenesisV2": Tiny(
         {"feature_dim": 16, "latent_dim": 8},
-        variants=({"autoregressive_prior": False}, {"semi_convolutional": False}),
+        variants=(
+            {"autoregressive_prior": False},
+            {"semi_convolutional": False},
+            {
+                "mask_consistency": True,
+                "mask_consistency_start": "goal",
+                "objective": {
+                    "class_path": "lightning_genesis.objectives.self_setting_geco.SelfSettingGECO",
+                    "init_args": {"warmup_steps": 2, "tolerance": 0.1},
+                },
+            },
+        ),
     ),
     "Genesis": Tiny(
         {"mask_dim": 8, "component_dim": 8, "norm": "instance"},
@@ -92,6 +103,7 @@ TINY: dict[str, Tiny] = {
             "warmup_steps": 1,
         },
         learning_rate=1e-2,
+        variants=({"learned_queries": True, "implicit_gradient": True},),
     ),
 }
 

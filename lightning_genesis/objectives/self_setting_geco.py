@@ -1,0 +1,94 @@
+"""GECO that sets its own goal: SRI's rule of thumb, automated."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.objectives.geco import GECO
+
+
+class SelfSettingGECO(GECO):
+    """GECO whose goal is what the model reaches by itself under a small, fixed β, and a little more.
+
+    For `warmup_steps` steps β is `warmup_beta`. Then every branch gets the goal
+
+        goal = a + tolerance · |a|,
+
+    where a is its moving average of the error, and from there on it is `GECO`, which starts from the same β.
+    Set by hand, a goal that cannot be reached drives β to zero for ever, and one that is too easy lets the KL
+    win at once; SRI (Appendix A.4.2) tunes it until it is "reached after about 20% of the training steps",
+    which is where `warmup_steps` belongs. Not in any of the papers.
+
+    The goals are part of the state, so that a resumed run keeps them. As in `GECO` the error is averaged over
+    micro-batches and ranks, so that all ranks set the same goal.
+
+    Args:
+        warmup_steps: optimiser steps at a fixed β, about a fifth of the training.
+        warmup_beta: that β.
+        tolerance: share of the error's size by which the goal lies above it. Where the likelihood's constant
+            makes errors pass through zero, give a `goal` to `GECO` instead.
+        step_size: see `GECO`.
+        smoothing: see `GECO`; also of the average that the goal is set by.
+        speedup: see `GECO`.
+        beta_min: see `GECO`.
+        beta_max: see `GECO`.
+    """
+
+    goal_set: Tensor
+
+    def __init__(
+        self,
+        warmup_steps: int = 100_000,
+        warmup_beta: float = 0.01,
+        tolerance: float = 0.02,
+        step_size: float = 1e-5,
+        smoothing: float = 0.99,
+        speedup: float = 10.0,
+        beta_min: float = 1e-10,
+        beta_max: float = 1e10,
+    ) -> None:
+        if warmup_steps < 1:
+            raise ConfigurationError(
+                f"warmup_steps={warmup_steps}: expected 1 or more; the goal is set after them"
+            )
+        if not tolerance >= 0.0:
+            raise ConfigurationError(f"tolerance={tolerance}: expected 0 or more")
+        super().__init__(0.0, step_size, smoothing, speedup, warmup_beta, beta_min, beta_max)
+        self.arguments = {
+            "warmup_steps": warmup_steps,
+            "warmup_beta": warmup_beta,
+            "tolerance": tolerance,
+            "step_size": step_size,
+            "smoothing": smoothing,
+            "speedup": speedup,
+            "beta_min": beta_min,
+            "beta_max": beta_max,
+        }
+        self.warmup_steps, self.tolerance = warmup_steps, tolerance
+
+    def bind(self, branches: Sequence[str]) -> None:
+        """See `Objective.bind`."""
+        super().bind(branches)
+        self.register_buffer("goal_set", torch.full((len(self.branches),), -torch.inf))
+        """Goal of every branch, nats per dimension; minus infinity, which nothing meets, until it is set."""
+
+    def goals(self) -> Tensor:
+        """See `GECO.goals`."""
+        return self.goal_set
+
+    @torch.no_grad()
+    def update(self, finite: Tensor | None = None) -> None:
+        """See `Objective.update`; after the last step of the warm-up the goals are set."""
+        before = self.step.clone()
+        super().update(finite)
+        due = (self.step > before) & (self.step == self.warmup_steps)
+        goal = (self.average + self.tolerance * self.average.abs()) / self._num_dimensions
+        self.goal_set.copy_(torch.where(due, goal, self.goal_set))
+
+    def _moved(self, error: Tensor) -> tuple[Tensor, Tensor]:
+        moved = self.smoothing * self.average + (1.0 - self.smoothing) * error
+        average = torch.where(self.step == 0, error, moved)
+        beta = self.next_beta(self.beta, average, self._num_dimensions)
+        return average, torch.where(self.step < self.warmup_steps, self.beta, beta)
