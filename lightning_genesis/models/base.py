@@ -251,11 +251,10 @@ class SceneModel(pl.LightningModule):
     @torch.no_grad()
     def _watch(self, terms: dict[str, Terms]) -> None:
         """Keeps, on the device, the mean of every term, summed over the micro-batches of the step."""
-        values = {f"{branch} nll": term.nll for branch, term in terms.items()}
-        for branch, term in terms.items():
-            values.update({f"{branch} KL {name}": kl for name, kl in term.kl.items()})
-        means = torch.stack([*values.values()]).mean(dim=1)
-        self.watched = (tuple(values), means if self.watched is None else self.watched[1] + means)
+        means = self.objective.means(terms)
+        values = means.values[: len(means.names)].detach()
+        self.watched = (means.names, values if self.watched is None else self.watched[1] + values)
+        self.objective.forget()
 
     @torch.no_grad()
     def _log_training(self, scene: Scene, terms: dict[str, Terms], loss: Tensor, images: Tensor) -> None:
