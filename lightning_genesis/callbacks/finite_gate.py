@@ -90,9 +90,14 @@ class FiniteGate(pl.Callback):
         """Reads what the previous step left: what a bad step may have done to the state is never saved."""
         self._read(trainer, pl_module)
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Reads what the previous step left. Remembers the loss; over micro-batches, their sum."""
+    def on_before_zero_grad(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Reads what the previous step left; Lightning comes here between forward and backward."""
         self._read(trainer, pl_module)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Remembers the loss; over micro-batches, their sum."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         self._micro_batches += 1
 
@@ -128,8 +133,8 @@ class FiniteGate(pl.Callback):
             dist.all_gather_into_tensor(ranks, report)
             module.objective.share(ranks[:, : len(module.objective.branches)].mean(dim=0))
             report = ranks.amax(dim=0)
-        found = (report > self._limits(report)).any()
-        module.finite = ~found
+        module.finite = (report <= self._limits(report)).all()
+        found = torch.logical_not(module.finite, out=torch.empty_like(norm))
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             report[len(self._names) - 1] *= scaler.scale(self._stop[1]) < MINIMUM_SCALE
@@ -187,18 +192,18 @@ def _state_names(state: dict[str, Tensor], branches: tuple[str, ...]) -> list[st
 
 
 def _skip(optimizer: Optimizer, gradients: list[Tensor], found: Tensor, scaler: Any) -> None:
-    """Makes the next step of the optimiser change no weight where `found` is True."""
+    """Makes the next step of the optimiser change no weight where `found` is 1."""
     raw: Any = getattr(optimizer, "optimizer", optimizer)
     if not raw.defaults.get("fused"):
         # An optimiser without a fused form gets no gradient instead; its moments still decay.
         # Their bits times 0 or 1: a product of the numbers would keep a NaN.
         bits = [gradient.view(_INTEGERS[gradient.element_size()]) for gradient in gradients]
-        torch._foreach_mul_(bits, (~found).to(bits[0].dtype))
+        torch._foreach_mul_(bits, (1.0 - found).to(bits[0].dtype))
     elif scaler is None:
-        raw.grad_scale, raw.found_inf = None, found.float()
+        raw.grad_scale, raw.found_inf = None, found
     else:
         # The scaler overwrites both: it has to find the fault itself, and only looks at gradients. Unscaled
         # here instead of in the optimiser, they can be clipped.
         smallest = min(gradients, key=Tensor.numel)
-        smallest.add_(torch.where(found, torch.nan, 0.0))
+        smallest.add_(torch.where(found > 0, torch.nan, 0.0))
         scaler.unscale_(raw)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.initial_values import small_xavier
-from lightning_genesis.scene import Noise, draw_normal
+from lightning_genesis.scene import Noise, draw_gaussian, draw_normal
 
 SCENE_STATISTICS = ("scene_mean", "scene_scale", "scene_sample")
 """Names of what is known about the scene variable, in the latents of a Scene."""
@@ -73,7 +73,7 @@ class SceneEncoder(nn.Module, ABC):
     def infer(self, slots: Tensor, noise: Noise | None) -> dict[str, Tensor]:
         """Mean, scale and sample by the names of `SCENE_STATISTICS`; draws noise `[B, S]`."""
         mean, scale = self(slots)
-        sample = mean + scale * draw_normal(noise, mean.shape, mean)
+        sample = draw_gaussian(noise, mean, scale)
         return dict(zip(SCENE_STATISTICS, (mean, scale, sample), strict=True))
 
 

@@ -18,7 +18,8 @@ def break_off(logits: Tensor, log_scope: Tensor) -> tuple[Tensor, Tensor]:
     """
     with full_precision(logits):
         logits = logits.float()
-        return log_scope + F.logsigmoid(logits), log_scope + F.logsigmoid(-logits)
+        log_mask = log_scope + F.logsigmoid(logits)
+        return log_mask, log_mask - logits  # log sigmoid(-x) = log sigmoid(x) - x
 
 
 def stick_breaking(logits: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """Kullback-Leibler divergences between Gaussians and between masks, float32, in nats."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_genesis.precision import full_precision
@@ -27,17 +30,39 @@ def sampled_gaussian_kl(
     with full_precision(sample):
         sample, mean, scale = _at_least_float32(sample, mean, scale)
         prior_mean, prior_scale = _at_least_float32(prior_mean, prior_scale)
-        posterior = ((sample - mean) / scale).square() * 0.5 + scale.log()
-        prior = ((sample - prior_mean) / prior_scale).square() * 0.5 + prior_scale.log()
+        return _SampledKL.apply(sample, mean, scale, prior_mean, prior_scale)  # type: ignore[no-untyped-call]
+
+
+class _SampledKL(torch.autograd.Function):
+    """See above. Prior and posterior lie side by side, as half the kernels do for both."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sample: Tensor, mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor
+    ) -> Tensor:
+        scales = torch.stack([prior_scale, scale])
+        error = (sample - torch.stack([prior_mean, mean])) / scales
+        ctx.save_for_backward(error, scales)
+        prior, posterior = torch.addcmul(scales.log(), error, error, value=0.5).unbind()
         return (prior - posterior).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        error, scales = ctx.saved_tensors
+        gradient = gradients[0].unsqueeze(-1)
+        per_scale = torch.stack([gradient, -gradient]) / scales
+        of_error = per_scale * error
+        of_prior_scale, of_scale = torch.addcmul(per_scale, of_error, error, value=-1.0).unbind()
+        of_prior_mean, of_mean = (-of_error).unbind()
+        return of_error.sum(dim=0), of_mean, of_scale, of_prior_mean, of_prior_scale
 
 
 def gaussian_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
     """`KL(q || p)` of diagonal Gaussians in closed form, summed over the last axis; see above for shapes."""
     with full_precision(mean):
         mean, scale, prior_mean, prior_scale = _at_least_float32(mean, scale, prior_mean, prior_scale)
-        ratio = (scale / prior_scale).square()
-        shift = ((mean - prior_mean) / prior_scale).square()
+        # both quotients side by side, as half the kernels do for both
+        ratio, shift = (torch.stack([scale, mean - prior_mean]) / prior_scale).square().unbind()
         return 0.5 * (ratio + shift - 1.0 - ratio.log()).sum(dim=-1)
 
 
@@ -53,14 +78,11 @@ def mask_kl(attention_log_masks: Tensor, log_masks: Tensor) -> Tensor:
     Returns:
         nats per image, `[B]`.
     """
-
-    def probabilities(log_probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        masks = log_probabilities.float().exp().clamp_min(1e-5)
-        masks = masks / masks.sum(dim=1, keepdim=True)
-        epsilon = torch.finfo(masks.dtype).eps
-        return masks, masks.clamp(epsilon, 1.0 - epsilon).log()
-
     with full_precision(log_masks):
-        q, log_q = probabilities(attention_log_masks)
-        _, log_p = probabilities(log_masks)
-        return (q * (log_q - log_p)).sum(dim=(1, 2, 3, 4))
+        both = torch.stack([attention_log_masks.float(), log_masks.float()])
+        # clamps whose backward is one kernel
+        masks = F.hardtanh(both.exp(), 1e-5, torch.inf)
+        masks = masks / masks.sum(dim=2, keepdim=True)
+        epsilon = torch.finfo(masks.dtype).eps
+        log_q, log_p = F.hardtanh(masks, epsilon, 1.0 - epsilon).log().unbind()
+        return (masks[0] * (log_q - log_p)).sum(dim=(1, 2, 3, 4))

@@ -121,7 +121,8 @@ class GECO(Objective):
 
     def _moved(self, error: Tensor) -> tuple[Tensor, Tensor]:
         """Average and β after a step with this error, one entry per branch."""
-        average = torch.where(self.step == 0, error, torch.lerp(error, self.average, self.smoothing))
+        # 0 in the first step, so that the average starts as the error
+        average = torch.lerp(error, self.average, self.step.clamp(max=self.smoothing))
         return average, self.next_beta(self.beta, average, self._num_dimensions)
 
     def next_beta(self, beta: Tensor, average: Tensor, num_dimensions: int) -> Tensor:
@@ -132,11 +133,12 @@ class GECO(Objective):
 
     def _speeded(self, rate: float, average: Tensor, num_dimensions: int) -> Tensor:
         """`rate` times the constraint, and times the speedup where it is met."""
-        constraint = self.goal * num_dimensions - average
-        if self.speedup == 1.0:
-            return rate * constraint
+        if not self.speedup:
+            return rate * (self.goal * num_dimensions - average).clamp(max=0.0)
+        rate *= self.speedup
+        constraint = torch.rsub(average, rate * self.goal * num_dimensions, alpha=rate)
         # the same as a choice between the two, in one kernel
-        return (rate * self.speedup) * F.leaky_relu(constraint, 1.0 / self.speedup)
+        return F.leaky_relu(constraint, 1.0 / self.speedup)
 
     def log_values(self) -> dict[str, Tensor]:
         """β, the error average and the goal of every branch, the latter two per dimension."""
