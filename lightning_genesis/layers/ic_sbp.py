@@ -132,8 +132,8 @@ class InstanceColouringSBP(nn.Module):
         embeddings = self.embed(features)
         with full_precision(embeddings):
             flat = embeddings.flatten(2)  # [B, E, N]
-            rate = -(-self.log_sigma).exp()
-            seeds = self._select_seeds(flat.detach(), rate.detach(), scores.flatten(1), num_slots - 1)
+            rate = self._rate()
+            seeds = self._select_seeds(flat.detach(), scores.flatten(1), num_slots - 1, rate)
             points = flat.gather(2, seeds.unsqueeze(1).expand(-1, flat.shape[1], -1))  # [B, E, K-1]
             alpha = self._alpha(flat.unsqueeze(2), points.unsqueeze(3), rate)  # [B, K-1, N]
             # Scope before every step, then the mask each step takes out of it.
@@ -143,6 +143,10 @@ class InstanceColouringSBP(nn.Module):
             if min_pixels is not None:
                 log_masks, num_active = _stop_early(log_masks, log_scope, min_pixels)
         return Colouring(log_masks.unflatten(2, features.shape[2:]).unsqueeze(2), num_active)
+
+    def _rate(self) -> Tensor:
+        """-1 / σ, which squared distances are multiplied by."""
+        return -(-self.log_sigma).exp()
 
     def _alpha(self, embeddings: Tensor, points: Tensor, rate: Tensor) -> Tensor:
         """Kernel value of distances along axis 1, clamped to [0.01, 0.99]; `rate` is -1 / σ."""
@@ -156,13 +160,16 @@ class InstanceColouringSBP(nn.Module):
         return clamp_straight_through(value, 0.01, 0.99)
 
     @torch.no_grad()
-    def _select_seeds(self, flat: Tensor, rate: Tensor, scores: Tensor, num_steps: int) -> Tensor:
+    def _select_seeds(
+        self, flat: Tensor, scores: Tensor, num_steps: int, rate: Tensor | None = None
+    ) -> Tensor:
         """Seed pixel of every step, int64 `[B, num_steps]`.
 
         No gradient flows through the choice, so the loop that it needs is kept apart from the masks, which
         are then computed for all steps at once.
         """
         seeds: list[Tensor] = []
+        rate = self._rate() if rate is None else rate
         left = scores  # times the scope
         for step in range(num_steps):
             if step:

@@ -9,8 +9,9 @@ from torch import Tensor
 from lightning_genesis.precision import full_precision
 
 
-def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
-    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float32 or better, all of one shape."""
+    return torch.broadcast_tensors(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors))
 
 
 def sampled_gaussian_kl(
@@ -28,9 +29,8 @@ def sampled_gaussian_kl(
         prior_scale: standard deviation of `p`, `[..., D]`.
     """
     with full_precision(sample):
-        sample, mean, scale = _at_least_float32(sample, mean, scale)
-        prior_mean, prior_scale = _at_least_float32(prior_mean, prior_scale)
-        return _SampledKL.apply(sample, mean, scale, prior_mean, prior_scale)  # type: ignore[no-untyped-call]
+        values = _at_least_float32(sample, mean, scale, prior_mean, prior_scale)
+        return _SampledKL.apply(*values)  # type: ignore[no-untyped-call]
 
 
 class _SampledKL(torch.autograd.Function):
@@ -60,10 +60,28 @@ class _SampledKL(torch.autograd.Function):
 def gaussian_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
     """`KL(q || p)` of diagonal Gaussians in closed form, summed over the last axis; see above for shapes."""
     with full_precision(mean):
-        mean, scale, prior_mean, prior_scale = _at_least_float32(mean, scale, prior_mean, prior_scale)
-        # both quotients side by side, as half the kernels do for both
-        ratio, shift = (torch.stack([scale, mean - prior_mean]) / prior_scale).square().unbind()
-        return 0.5 * (ratio + shift - 1.0 - ratio.log()).sum(dim=-1)
+        values = _at_least_float32(mean, scale, prior_mean, prior_scale)
+        return _GaussianKL.apply(*values)  # type: ignore[no-untyped-call]
+
+
+class _GaussianKL(torch.autograd.Function):
+    """See above. The two quotients lie side by side, as half the kernels do for both."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
+        quotients = torch.stack([scale, mean - prior_mean]) / prior_scale
+        ctx.save_for_backward(quotients, scale, prior_scale)
+        excess = quotients.square().sum(dim=0) - 1.0
+        return torch.add(-0.5 * excess, quotients[0].log()).sum(dim=-1).neg()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        quotients, scale, prior_scale = ctx.saved_tensors
+        gradient = gradients[0].unsqueeze(-1)
+        per_scale = gradient / prior_scale
+        of_scale, of_mean = (quotients * per_scale).unbind()
+        of_prior_scale = per_scale * (1.0 - quotients.square().sum(dim=0))
+        return of_mean, of_scale - gradient / scale, -of_mean, of_prior_scale
 
 
 def mask_kl(attention_log_masks: Tensor, log_masks: Tensor) -> Tensor:
