@@ -129,8 +129,9 @@ class FiniteGate(pl.Callback):
         # Above all that is finite, so that the largest of the ranks says what to report.
         report = values.nan_to_num(NAN, INFINITY, INFINITY)
         if dist.is_available() and dist.is_initialized():
-            ranks = report.new_empty((dist.get_world_size(), len(report)))
+            ranks = report.new_empty(dist.get_world_size() * len(report))
             dist.all_gather_into_tensor(ranks, report)
+            ranks = ranks.view(-1, len(report))
             module.objective.share(ranks[:, : len(module.objective.branches)].mean(dim=0))
             report = ranks.amax(dim=0)
         module.finite = (report <= self._limits(report)).all()
