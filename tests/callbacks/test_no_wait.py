@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from benchmarks.counting import Counts, count_operations
 from lightning_genesis.callbacks.finite_gate import Failure, FiniteGate
 from lightning_genesis.callbacks.host_copy import HostCopy
-from lightning_genesis.counting import Counts, count_operations
 from tests.callbacks.faulty import Faulty, Images
 
 STEPS = 5

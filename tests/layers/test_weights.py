@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_genesis.counting import count_operations
+from benchmarks.counting import count_operations
 from lightning_genesis.layers.weights import LowPrecisionSequential, cast_weights, repeated
 
 PASSES = 4
