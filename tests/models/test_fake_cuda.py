@@ -15,7 +15,7 @@ from tests.ranks.tiny import NAMES, tiny
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA")
 CASES = [(name, options) for name in NAMES for options in ({}, *tiny(name).variants, tiny(name).mixing)]
 CASES = [case for i, case in enumerate(CASES) if case not in CASES[:i]]
-# EfficientMORL takes a gradient inside its forward, and autograd asks a driver then: see `benchmarks/fake_cuda`.
+# EfficientMORL takes a gradient inside its forward, for which autograd needs `benchmarks/fake_cuda`.
 CASES = [case for case in CASES if case[0] != "EfficientMORL" and case[1].get("encoder") != "emorl"]
 
 
