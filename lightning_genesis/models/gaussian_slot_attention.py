@@ -18,7 +18,7 @@ from lightning_genesis.objectives import (
     scene_nll,
 )
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 
 class GaussianSlotAttentionNetwork(PixelEncoder):
@@ -63,12 +63,12 @@ class GaussianSlotAttentionNetwork(PixelEncoder):
         """Posterior of every slot and attention log-masks; draws noise `[B, K, D]` twice."""
         mean, raw = self.initial_slots.chunk(2, dim=2)
         shape = (len(images), *mean.shape[1:])
-        start = mean + softplus_scale(raw) * draw_normal(noise, shape, mean)
+        start = torch.addcmul(mean, softplus_scale(raw), draw_normal(noise, shape, mean))
         slots, log_attention = self.attention(self.pixels(images), start, self.num_iterations)
         with full_precision(slots):
             mean, raw = self.head(slots).chunk(2, dim=2)
             scale = softplus_scale(raw)
-            sample = mean + scale * draw_normal(noise, mean.shape, mean)
+            sample = draw_gaussian(noise, mean, scale)
         return Posterior(mean, scale, sample), self.masks(log_attention, images)
 
     def forward(self, images: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Posterior, Tensor]:

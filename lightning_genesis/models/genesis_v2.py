@@ -16,6 +16,7 @@ from lightning_genesis.layers import AutoregressivePrior, InstanceColouringSBP, 
 from lightning_genesis.layers.broadcast import coordinate_grid
 from lightning_genesis.layers.ic_sbp import Colouring, KernelName
 from lightning_genesis.layers.unet import num_unet_blocks
+from lightning_genesis.layers.weights import LowPrecisionSequential
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import (
@@ -27,7 +28,7 @@ from lightning_genesis.objectives import (
     scene_nll,
 )
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal, draw_uniform
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal, draw_uniform
 
 Activation = Literal["sigmoid", "linear"]
 
@@ -67,7 +68,7 @@ class GenesisV2Decoder(TransposedConvDecoder):
         """
         decoded = self(latents.flatten(0, 1)).float().unflatten(0, latents.shape[:2])
         with full_precision(decoded):
-            components, logits = decoded[:, :, :3], decoded[:, :, 3:]
+            components, logits = decoded.split((3, 1), dim=2)
             if self.component_activation == "sigmoid":
                 components = components.sigmoid()
             if num_active is not None:
@@ -111,11 +112,11 @@ class GenesisV2Network(nn.Module):
             return [conv, group_norm(feature_dim), nn.ReLU(inplace=True)]
 
         self.backbone = UNet(3, backbone_dim, image_size, group_norm)
-        self.attention_head = nn.Sequential(*head())
+        self.attention_head = LowPrecisionSequential(*head())
         self.colouring = InstanceColouringSBP(
             feature_dim, num_slots, image_size, kernel, semi_convolutional=semi_convolutional
         )
-        self.feature_head = nn.Sequential(*head())
+        self.feature_head = LowPrecisionSequential(*head())
         pooled_dim = feature_dim + 2 if coordinate_scale else feature_dim
         self.feature_projection = nn.Conv2d(pooled_dim, 2 * feature_dim, 1)
         coordinates = coordinate_scale * coordinate_grid(image_size) if coordinate_scale else None
@@ -172,11 +173,10 @@ class GenesisV2Network(nn.Module):
         """Masks and posterior of every slot; draws scores `[B, 1, H, W]`, then noise `[B, K, D]`."""
         scores = draw_uniform(noise, (len(images), 1, *images.shape[2:]), images)
         colouring, features = self.colour(images, scores, num_slots, min_pixels)
-        raw = self.posterior_head(self.pool(features, colouring.log_masks)).float()
-        with full_precision(raw):
-            mean, scale = raw.chunk(2, dim=2)
+        with full_precision(images):  # of K vectors, which casts would cost more than they save
+            mean, scale = self.posterior_head(self.pool(features, colouring.log_masks)).chunk(2, dim=2)
             scale = nn.functional.softplus(scale + 0.5) + 1e-8
-            sample = mean + scale * draw_normal(noise, mean.shape, mean)
+            sample = draw_gaussian(noise, mean, scale)
         return colouring, Posterior(mean, scale, sample)
 
     def decode(self, latents: Tensor, num_active: Tensor | None = None) -> tuple[Tensor, Tensor]:
