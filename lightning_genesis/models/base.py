@@ -226,7 +226,9 @@ class SceneModel(pl.LightningModule):
 
     def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Scene:
         """See `forward`. Under autocast all weights are cast at once, unless a compiler does it better."""
-        with nullcontext() if self.compile_mode is not None else cast_weights(self, images):
+        # under DDP Lightning comes by here with a whole batch, on its way to the step
+        casts = self.compile_mode is None and isinstance(images, Tensor)
+        with cast_weights(self, images) if casts else nullcontext():
             return super().__call__(images, *args, **kwargs)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -24,9 +24,11 @@ STEPS = 5
 class Watched(Faulty):
     """Notes how many kernels its forward takes."""
 
-    def __init__(self, counts: Counts) -> None:
+    counts: Counts
+
+    def __init__(self) -> None:
         super().__init__()
-        self.counts, self.of_forward = counts, 0
+        self.of_forward = 0
         self.waits: list[Counter[str]] = []
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -71,7 +73,8 @@ def fit(monkeypatch: pytest.MonkeyPatch, recover: bool = False, **trainer: Any) 
         monkeypatch.setattr(owner, name, refuse)
     with count_operations() as counts:
         Ledger.counts, Ledger.queued = counts, []
-        model = Watched(counts)
+        model = Watched()
+        model.counts = counts
         gate = FiniteGate()
         if recover:
             gate.recover = lambda trainer, module, failure: isinstance(failure, Failure)
