@@ -175,6 +175,11 @@ def draw_normal(noise: Noise | None, shape: Sequence[int], like: Tensor) -> Tens
     return noise.normal(shape, like)
 
 
+def draw_gaussian(noise: Noise | None, mean: Tensor, scale: Tensor) -> Tensor:
+    """A reparameterised draw of a Gaussian, of the shape of `mean`."""
+    return torch.addcmul(mean, scale, draw_normal(noise, mean.shape, mean))
+
+
 def draw_uniform(noise: Noise | None, shape: Sequence[int], like: Tensor) -> Tensor:
     """Numbers uniform in [0, 1) from `noise`, or from torch's own generator where it is None."""
     if noise is None:

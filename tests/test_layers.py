@@ -21,7 +21,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lightning_genesis.layers", "lightning_genesis.objectives", "lightning_genesis.metrics"),
     ("lightning_genesis.optimization",),
     # what every model brings to its Trainer: the gate, and what moves the objective
-    ("lightning_genesis.callbacks.checkpoints",),
+    ("lightning_genesis.callbacks.checkpoints", "lightning_genesis.callbacks.host_copy"),
     ("lightning_genesis.callbacks.finite_gate", "lightning_genesis.callbacks.geco"),
     ("lightning_genesis.models",),
     ("lightning_genesis.interop",),

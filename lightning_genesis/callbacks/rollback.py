@@ -76,7 +76,8 @@ class Rollback(pl.Callback):
         """Tells the gate of the model what to look for and what to try."""
         for callback in trainer.callbacks:
             if isinstance(callback, FiniteGate):
-                callback.divergence, callback.recover = self.options.divergence, self.recover
+                callback.divergence = self.options.divergence
+                callback.recover = self.recover if self.options.max_rollbacks else None
 
     def recover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, failure: Failure) -> bool:
         """Goes back, on all ranks; False if there are no rollbacks left, or nothing to go back to."""

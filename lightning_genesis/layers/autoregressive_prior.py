@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lightning_genesis.layers.slot_sequence import SlotPrior
+from lightning_genesis.layers.slot_sequence import Head, SlotPrior
 
 
 def prior_parameters(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,9 +28,9 @@ class AutoregressivePrior(SlotPrior):
         super().__init__(latent_dim, hidden_dim, scene_dim)
         self.linear = nn.Linear(hidden_dim, 2 * latent_dim)
 
-    def parameters_of(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SlotPrior.parameters_of`."""
-        return prior_parameters(self.linear(hidden).float())
+    def head(self) -> Head:
+        """See `SlotPrior.head`."""
+        return lambda hidden: prior_parameters(self.linear(hidden).float())
 
     def rollout(
         self, noise: Tensor, temperature: float = 1.0, bounded: bool = True, scene: Tensor | None = None

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genesis.layers.weights import LowPrecision
+
 Activation = type[nn.ELU] | type[nn.ReLU]
 
 
@@ -22,7 +24,7 @@ def spatial_broadcast(latents: Tensor, grid: Tensor) -> Tensor:
     return torch.cat([maps, grid.to(latents.dtype).expand(len(latents), -1, -1, -1)], dim=1)
 
 
-class TransposedConvDecoder(nn.Module):
+class TransposedConvDecoder(LowPrecision):
     """Broadcasts a latent over a small grid and doubles its side `num_stages` times (GENESIS-V2, Appendix B).
 
     The published decoder has four stages, so the grid is 4x4 for images of 64x64.
@@ -65,7 +67,7 @@ class TransposedConvDecoder(nn.Module):
         return self.layers(spatial_broadcast(latents, self.grid))
 
 
-class BroadcastDecoder(nn.Module):
+class BroadcastDecoder(LowPrecision):
     """Broadcasts a latent over a grid larger than the image and shrinks it with convolutions without padding.
 
     MONet (Burgess et al., 2019, Appendix B.1); GENESIS and the BD-VAE have the same. What the first
@@ -110,7 +112,7 @@ class BroadcastDecoder(nn.Module):
         assert isinstance(first, nn.Conv2d)
         of_latent, of_grid = first.weight.split((latents.shape[1], 2), dim=1)
         constant = F.linear(latents, of_latent.sum(dim=(2, 3)), first.bias)
-        x = constant[:, :, None, None] + F.conv2d(self.grid.unsqueeze(0), of_grid)
+        x = constant[:, :, None, None] + F.conv2d(self.grid.unsqueeze(0).to(of_grid.dtype), of_grid)
         for layer in rest:
             x = layer(x)
         return x

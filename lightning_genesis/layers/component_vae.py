@@ -7,7 +7,31 @@ from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.broadcast import Activation, BroadcastDecoder
+from lightning_genesis.layers.weights import LowPrecisionSequential
 from lightning_genesis.precision import full_precision
+
+
+class ComponentEncoder(LowPrecisionSequential):
+    """Layers over `(log m_k, x)` of every slot, the first of them a convolution.
+
+    The first convolution is that of the log-mask plus that of the image, which is computed once per image
+    instead of once per slot.
+    """
+
+    def forward(self, images: Tensor, log_masks: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Maps images `[B, 3, H, W]` and log-masks `[B, K, 1, H, W]`, or both as `[B, 4, H, W]`."""
+        if log_masks is None:
+            return super().forward(images)
+        first, *rest = self
+        assert isinstance(first, nn.Conv2d)
+        of_mask, of_image = first.weight.split((1, 3), dim=1)
+        maps = F.conv2d(log_masks.flatten(0, 1), of_mask, stride=2, padding=1)
+        maps = maps.unflatten(0, log_masks.shape[:2])
+        x = maps + F.conv2d(images, of_image, first.bias, stride=2, padding=1).unsqueeze(1)
+        x = x.flatten(0, 1)
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 class ComponentVAE(nn.Module):
@@ -50,7 +74,7 @@ class ComponentVAE(nn.Module):
         for channels_in, channels_out in pairwise(widths):
             layers += [nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), activation(inplace=True)]
         hidden_dim = max(256, 2 * latent_dim)
-        self.encoder = nn.Sequential(
+        self.encoder = ComponentEncoder(
             *layers,
             nn.Flatten(),
             nn.Linear(widths[-1] * (image_size // 16) ** 2, hidden_dim),
@@ -64,9 +88,6 @@ class ComponentVAE(nn.Module):
     def encode(self, images: Tensor, log_masks: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior of every slot.
 
-        The first convolution of `(log m_k, x)` is that of the log-mask plus that of the image, which is
-        computed once per image instead of once per slot.
-
         Args:
             images: `[B, 3, H, W]`.
             log_masks: `[B, K, 1, H, W]`.
@@ -74,17 +95,9 @@ class ComponentVAE(nn.Module):
         Returns:
             mean and scale, float32, each `[B, K, D]`.
         """
-        first, *rest = self.encoder
-        assert isinstance(first, nn.Conv2d)
-        of_mask, of_image = first.weight.split((1, 3), dim=1)
-        slots = log_masks.shape[:2]
-        maps = F.conv2d(log_masks.flatten(0, 1), of_mask, stride=2, padding=1).unflatten(0, slots)
-        x = maps + F.conv2d(images, of_image, first.bias, stride=2, padding=1).unsqueeze(1)
-        x = x.flatten(0, 1)
-        for layer in rest:
-            x = layer(x)
-        with full_precision(x):
-            mean, scale = x.float().unflatten(0, slots).chunk(2, dim=2)
+        raw = self.encoder(images, log_masks).float().unflatten(0, log_masks.shape[:2])
+        with full_precision(raw):
+            mean, scale = raw.chunk(2, dim=2)
             return mean, F.softplus(scale + 0.5) + 1e-8
 
     def decode(self, latents: Tensor) -> Tensor:

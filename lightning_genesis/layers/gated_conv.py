@@ -1,13 +1,14 @@
 """Gated convolutions, and encoder and decoder made of them (van den Berg et al., 2018)."""
 
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.layers.weights import LowPrecision
 from lightning_genesis.precision import full_precision
 
 NormName = Literal["batch", "instance", "none"]
@@ -85,11 +86,32 @@ class GatedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[N, in_channels, H, W]` to `[N, out_channels, H', W']`."""
-        value, gate = self.conv(x).chunk(2, dim=1)
-        return self.value_norm(value) * self.gate_norm(gate).sigmoid()
+        both = self.conv(x)
+        if not self.training and isinstance(self.value_norm, nn.BatchNorm2d):
+            value, gate = both.chunk(2, dim=1)
+            return self.value_norm(value) * self.gate_norm(gate).sigmoid()
+        return F.glu(self._normalised(both), dim=1)
+
+    def _normalised(self, both: Tensor) -> Tensor:
+        """Value and gate, each with its own normalisation, in one: channels do not see each other."""
+        norms: Any = (self.value_norm, self.gate_norm)
+        if isinstance(self.value_norm, nn.Identity):
+            return both
+        weight = torch.cat([norm.weight for norm in norms])
+        bias = torch.cat([norm.bias for norm in norms])
+        if isinstance(self.value_norm, nn.InstanceNorm2d):
+            return F.instance_norm(both, weight=weight, bias=bias, eps=norms[0].eps)
+        # `num_batches_tracked` stays: with a fixed momentum nothing reads it
+        kept = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+        running = torch.cat([x.detach() for x in kept])
+        mean, variance = running.chunk(2)
+        both = F.batch_norm(both, mean, variance, weight, bias, True, norms[0].momentum, norms[0].eps)
+        with torch.no_grad():
+            torch._foreach_copy_(kept, list(running.split(len(norms[0].weight))))
+        return both
 
 
-class GatedEncoder(nn.Module):
+class GatedEncoder(LowPrecision):
     """Five gated convolutions and one over all that is left of the map (GENESIS, Appendix B.1).
 
     Code and paper differ: what the paper calls fully connected is a gated convolution without normalisation,
@@ -128,7 +150,7 @@ class GatedEncoder(nn.Module):
         return self.layers(images).flatten(1)
 
 
-class GatedDecoder(nn.Module):
+class GatedDecoder(LowPrecision):
     """The encoder in reverse, from a latent to an image (GENESIS, Appendix B.1).
 
     Args:

@@ -1,7 +1,7 @@
 """The instance colouring stick-breaking process, IC-SBP (GENESIS-V2, Section 3.1 and Algorithm 1)."""
 
 from math import log, sqrt
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.broadcast import coordinate_grid
+from lightning_genesis.layers.weights import LowPrecisionConv2d
 from lightning_genesis.precision import full_precision
 
 KernelName = Literal["gaussian", "laplacian", "epanechnikov"]
@@ -17,7 +18,40 @@ KERNELS: tuple[KernelName, ...] = ("gaussian", "laplacian", "epanechnikov")
 
 def clamp_straight_through(x: Tensor, low: float, high: float) -> Tensor:
     """`clamp(x, low, high)` with gradient 1 everywhere."""
-    return x + (x.clamp(low, high) - x).detach()
+    return _ClampStraightThrough.apply(x, low, high)  # type: ignore[no-untyped-call]
+
+
+class _ClampStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """Of pixels `[B, E, 1, N]` and points `[B, E, K, 1]`, or both without K; the sum over axis 1."""
+
+    @staticmethod
+    def forward(pixels: Tensor, points: Tensor) -> Tensor:
+        return (pixels - points).square_().sum(dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, points = ctx.saved_tensors
+        # the differences once more take less than to keep them: they are the largest tensor of the IC-SBP
+        gradient = (pixels - points).mul_(2.0 * gradients[0].unsqueeze(1))
+        return gradient.sum_to_size(pixels.shape), -gradient.sum_to_size(points.shape)
 
 
 def initial_kernel_width(kernel: KernelName, num_slots: int) -> float:
@@ -71,7 +105,7 @@ class InstanceColouringSBP(nn.Module):
         super().__init__()
         self.kernel = kernel
         self.log_sigma = nn.Parameter(torch.tensor(log(initial_kernel_width(kernel, num_slots))))
-        self.embedding = nn.Conv2d(in_channels, embedding_dim, 1)
+        self.embedding = LowPrecisionConv2d(in_channels, embedding_dim, 1)
         self.gate = nn.Parameter(torch.tensor(0.0)) if semi_convolutional else None
         position = torch.zeros(embedding_dim, image_size, image_size)
         position[-2:] = coordinate_grid(image_size)
@@ -98,9 +132,10 @@ class InstanceColouringSBP(nn.Module):
         embeddings = self.embed(features)
         with full_precision(embeddings):
             flat = embeddings.flatten(2)  # [B, E, N]
-            seeds = self._select_seeds(flat.detach(), scores.flatten(1), num_slots - 1)
+            rate = self._rate()
+            seeds = self._select_seeds(flat.detach(), scores.flatten(1), num_slots - 1, rate)
             points = flat.gather(2, seeds.unsqueeze(1).expand(-1, flat.shape[1], -1))  # [B, E, K-1]
-            alpha = self._alpha(flat.unsqueeze(2) - points.unsqueeze(3), dim=1)  # [B, K-1, N]
+            alpha = self._alpha(flat.unsqueeze(2), points.unsqueeze(3), rate)  # [B, K-1, N]
             # Scope before every step, then the mask each step takes out of it.
             log_scope = F.pad((1.0 - alpha).log().cumsum(dim=1), (0, 0, 1, 0))  # [B, K, N]
             log_masks = log_scope + F.pad(alpha.log(), (0, 0, 0, 1))
@@ -109,29 +144,38 @@ class InstanceColouringSBP(nn.Module):
                 log_masks, num_active = _stop_early(log_masks, log_scope, min_pixels)
         return Colouring(log_masks.unflatten(2, features.shape[2:]).unsqueeze(2), num_active)
 
-    def _alpha(self, difference: Tensor, dim: int) -> Tensor:
-        """Kernel value of squared distances along `dim`, clamped to [0.01, 0.99]."""
-        squared, sigma = difference.square().sum(dim), self.log_sigma.exp()
+    def _rate(self) -> Tensor:
+        """-1 / σ, which squared distances are multiplied by."""
+        return -(-self.log_sigma).exp()
+
+    def _alpha(self, embeddings: Tensor, points: Tensor, rate: Tensor) -> Tensor:
+        """Kernel value of distances along axis 1, clamped to [0.01, 0.99]; `rate` is -1 / σ."""
+        squared = _SquaredDistance.apply(embeddings, points)  # type: ignore[no-untyped-call]
         if self.kernel == "gaussian":
-            value = (-squared / sigma).exp()
+            value = (squared * rate).exp()
         elif self.kernel == "laplacian":
-            value = (-clamp_straight_through(squared, 1e-10, 1e10).sqrt() / sigma).exp()
+            value = (clamp_straight_through(squared, 1e-10, 1e10).sqrt() * rate).exp()
         else:
-            value = (1.0 - squared / sigma).relu()
+            value = (1.0 + squared * rate).relu()
         return clamp_straight_through(value, 0.01, 0.99)
 
     @torch.no_grad()
-    def _select_seeds(self, flat: Tensor, scores: Tensor, num_steps: int) -> Tensor:
+    def _select_seeds(
+        self, flat: Tensor, scores: Tensor, num_steps: int, rate: Tensor | None = None
+    ) -> Tensor:
         """Seed pixel of every step, int64 `[B, num_steps]`.
 
         No gradient flows through the choice, so the loop that it needs is kept apart from the masks, which
         are then computed for all steps at once.
         """
-        seeds, scope = [], torch.ones_like(scores)
-        for _ in range(num_steps):
-            seeds.append((scores * scope).argmax(dim=1, keepdim=True))
-            point = flat.gather(2, seeds[-1].unsqueeze(1).expand(-1, flat.shape[1], -1))
-            scope = scope * (1.0 - self._alpha(flat - point, dim=1))
+        seeds: list[Tensor] = []
+        rate = self._rate() if rate is None else rate
+        left = scores  # times the scope
+        for step in range(num_steps):
+            if step:
+                point = flat.gather(2, seeds[-1].unsqueeze(1).expand(-1, flat.shape[1], -1))
+                left = torch.addcmul(left, left, self._alpha(flat, point, rate), value=-1.0)
+            seeds.append(left.argmax(dim=1, keepdim=True))
         return torch.cat(seeds, dim=1) if seeds else scores.new_zeros((len(scores), 0), dtype=torch.int64)
 
 

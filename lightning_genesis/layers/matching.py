@@ -23,11 +23,11 @@ def greedy_order(cost: Tensor) -> Tensor:
     Returns:
         column of every row, a permutation of 0 to K - 1, int64 `[B, K]`.
     """
-    taken = torch.zeros_like(cost[:, 0])
     order: list[Tensor] = []
-    for row in cost.unbind(dim=1):
-        order.append((row + taken).argmin(dim=1, keepdim=True))
-        taken = taken.scatter(1, order[-1], torch.inf)
+    for row in range(cost.shape[1]):
+        order.append(cost[:, row].argmin(dim=1, keepdim=True))
+        if row + 1 < cost.shape[1]:  # that column is taken, for all rows
+            cost = cost.scatter(2, order[-1].unsqueeze(1).expand(-1, cost.shape[1], -1), torch.inf)
     return torch.cat(order, dim=1)
 
 

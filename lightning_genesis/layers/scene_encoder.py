@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.initial_values import small_xavier
-from lightning_genesis.scene import Noise, draw_normal
+from lightning_genesis.scene import Noise, draw_gaussian, draw_normal
 
 SCENE_STATISTICS = ("scene_mean", "scene_scale", "scene_sample")
 """Names of what is known about the scene variable, in the latents of a Scene."""
@@ -35,14 +36,16 @@ class SetAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps sets `[B, K, D]` to `[B, K, D]`."""
-        attention = (self.query(x) @ self.key(x).transpose(1, 2) * x.shape[2] ** -0.5).softmax(dim=2)
         first, activation, second = self.value
         assert isinstance(first, nn.Linear)
         # Neither linear map sees a pair, so they cost K and not K^2: the first splits into what x_i and x_j
-        # contribute, the second commutes with the mean.
+        # contribute, the second commutes with the mean. One product for all that x goes into.
         own, difference = first.weight.chunk(2, dim=1)
-        receiver = F.linear(x, own + difference, first.bias).unsqueeze(2)
-        pairs = activation(receiver - F.linear(x, difference).unsqueeze(1))  # [B, K, K, D]
+        weight = torch.cat([self.query.weight, self.key.weight, own + difference, difference])
+        query, key, receiver, sender = F.linear(x, weight).chunk(4, dim=2)
+        attention = (query @ key.transpose(1, 2) * x.shape[2] ** -0.5).softmax(dim=2)
+        receiver = (receiver + first.bias).unsqueeze(2)
+        pairs = activation(receiver - sender.unsqueeze(1))  # [B, K, K, D]
         attended = second((attention.unsqueeze(2) @ pairs).squeeze(2))
         return x + self.mlp(self.norm(x + attended))
 
@@ -73,7 +76,7 @@ class SceneEncoder(nn.Module, ABC):
     def infer(self, slots: Tensor, noise: Noise | None) -> dict[str, Tensor]:
         """Mean, scale and sample by the names of `SCENE_STATISTICS`; draws noise `[B, S]`."""
         mean, scale = self(slots)
-        sample = mean + scale * draw_normal(noise, mean.shape, mean)
+        sample = draw_gaussian(noise, mean, scale)
         return dict(zip(SCENE_STATISTICS, (mean, scale, sample), strict=True))
 
 

@@ -7,6 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_genesis.layers.weights import (
+    LowPrecision,
+    LowPrecisionLayerNorm,
+    LowPrecisionLinear,
+    LowPrecisionSequential,
+    repeated,
+)
 from lightning_genesis.precision import full_precision
 
 ATTENTION_FLOOR = 1e-8
@@ -69,12 +76,12 @@ class SlotAttentionModule(nn.Module):
         epsilon: float = 1e-3,
     ) -> None:
         super().__init__()
-        self.norm_inputs = nn.LayerNorm(input_dim, epsilon) if norm_inputs else nn.Identity()
+        self.norm_inputs = LowPrecisionLayerNorm(input_dim, epsilon) if norm_inputs else nn.Identity()
         self.norm_slots = nn.LayerNorm(slot_dim, epsilon)
         self.norm_mlp = nn.LayerNorm(slot_dim, epsilon)
         self.query = nn.Linear(slot_dim, slot_dim, bias=False)
-        self.key = nn.Linear(input_dim, slot_dim, bias=False)
-        self.value = nn.Linear(input_dim, slot_dim, bias=False)
+        self.key = LowPrecisionLinear(input_dim, slot_dim, bias=False)
+        self.value = LowPrecisionLinear(input_dim, slot_dim, bias=False)
         self.gru = nn.GRUCell(slot_dim, slot_dim)
         self.mlp = nn.Sequential(
             nn.Linear(slot_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, slot_dim)
@@ -107,13 +114,15 @@ class SlotAttentionModule(nn.Module):
         with full_precision(inputs):
             key, value, slots = key.float().transpose(1, 2), value.float(), slots.float()
             log_attention, initial = slots.new_zeros(()), slots
+            weights = repeated(self.norm_slots, self.norm_mlp, self.query, self.gru, self.mlp)
             for remaining in range(num_iterations, 0, -1):
                 if remaining == gradient_iterations and remaining < num_iterations:
                     slots = slots.detach() + (initial - initial.detach() if straight_through else 0.0)
-                query = self.query(self.norm_slots(slots)) * slots.shape[2] ** -0.5
-                update, log_attention = attend(query, key, value)
-                slots = self.gru(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-                slots = slots + self.mlp(self.norm_mlp(slots))
+                with weights():
+                    query = self.query(self.norm_slots(slots)) * slots.shape[2] ** -0.5
+                    update, log_attention = attend(query, key, value)
+                    slots = self.gru(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
+                    slots = slots + self.mlp(self.norm_mlp(slots))
         return AttendedSlots(slots, log_attention)
 
 
@@ -124,7 +133,7 @@ def position_features(size: int) -> Tensor:
     return torch.stack([rows, columns, 1.0 - rows, 1.0 - columns], dim=2)
 
 
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(LowPrecision):
     """Adds a learned linear function of position to maps.
 
     Args:
@@ -147,7 +156,7 @@ class PositionEmbedding(nn.Module):
 
     def map(self) -> Tensor:
         """What is added, `[dim, size, size]`."""
-        return self.projection(self.features).permute(2, 0, 1)
+        return self.projection(self.features.to(self.projection.weight.dtype)).permute(2, 0, 1)
 
 
 class SameConv2d(nn.Conv2d):
@@ -215,9 +224,9 @@ class PixelEncoder(nn.Module):
         for index, stride in enumerate(ENCODER_STRIDES[stages]):
             layers += [SameConv2d(feature_dim if index else 3, feature_dim, 5, stride), nn.ReLU(inplace=True)]
             self.feature_side = -(-self.feature_side // stride)
-        self.encoder = nn.Sequential(*layers)
+        self.encoder = LowPrecisionSequential(*layers)
         self.position = PositionEmbedding(feature_dim, self.feature_side, POSITION_ORDER[implementation])
-        self.pixel_mlp = nn.Sequential(
+        self.pixel_mlp = LowPrecisionSequential(
             nn.LayerNorm(feature_dim, LAYER_NORM_EPSILON[implementation]),
             nn.Linear(feature_dim, feature_dim),
             nn.ReLU(inplace=True),

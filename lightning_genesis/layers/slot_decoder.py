@@ -12,12 +12,13 @@ from lightning_genesis.layers.slot_attention import (
     PositionEmbedding,
     SameConvTranspose2d,
 )
+from lightning_genesis.layers.weights import LowPrecision
 from lightning_genesis.precision import full_precision
 
 DecoderName = Literal["big", "small", "iodine"]
 
 
-class SlotDecoder(nn.Module):
+class SlotDecoder(LowPrecision):
     """Decodes a slot into RGB and a mask logit by spatial broadcasting (Locatello et al., Section 3.1).
 
     Args:
@@ -94,7 +95,7 @@ class SlotDecoder(nn.Module):
         """Components in the range of the images `[B, K, 3, S, S]` and log-masks `[B, K, 1, S, S]`."""
         decoded = self(slots.flatten(0, 1)).float().unflatten(0, slots.shape[:2])
         with full_precision(decoded):
-            raw, logits = decoded[:, :, :3], decoded[:, :, 3:]
+            raw, logits = decoded.split((3, 1), dim=2)
             components = 0.5 * (raw + 1.0) if self.implementation == "official" else raw.sigmoid()
             return components, logits.log_softmax(dim=1)
 

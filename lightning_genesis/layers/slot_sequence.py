@@ -2,13 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.initial_values import small_xavier
+from lightning_genesis.layers.weights import repeated
+
+Head = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps hidden states to mean and scale."""
 
 
 class Rollout(NamedTuple):
@@ -35,6 +40,10 @@ class SlotSequence(nn.Module):
             self.scene_projection = small_xavier(nn.Sequential(nn.Linear(scene_dim, latent_dim), nn.GELU()))
         self.lstm = nn.LSTM(latent_dim, hidden_dim, batch_first=True)
 
+    def _states(self, inputs: Tensor) -> Tensor:
+        """Hidden states of inputs that are all known, `[B, K, H]`."""
+        return self.lstm(inputs)[0].contiguous()  # or a linear layer would add its bias by itself
+
     def project(self, scene: Tensor | None) -> Tensor | None:
         """The first input, `[B, 1, D]`, of a scene `[B, S]`; None without a scene."""
         return None if self.scene_projection is None else self.scene_projection(scene).unsqueeze(1)
@@ -44,18 +53,22 @@ class SlotPrior(SlotSequence, ABC):
     """`p(z_k | z_1 ... z_{k-1}, s)` for every slot; without a scene the first slot's is standard normal."""
 
     @abstractmethod
+    def head(self) -> Head:
+        """The map from hidden states `[..., H]` to mean and scale, each `[..., D]`, to be used repeatedly."""
+
     def parameters_of(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale, each `[..., D]`, of hidden states `[..., H]`."""
+        return self.head()(hidden)
 
     def forward(self, latents: Tensor, scene: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and scale of every slot given the slots before it, each `[B, K, D]` like `latents`."""
         first, before = self.project(scene), latents[:, :-1]
         if first is not None:
-            return self.parameters_of(self.lstm(torch.cat([first, before], dim=1))[0])
+            return self.parameters_of(self._states(torch.cat([first, before], dim=1)))
         zero = torch.zeros_like(latents[:, :1])
         if latents.shape[1] == 1:
             return zero, torch.ones_like(zero)
-        mean, scale = self.parameters_of(self.lstm(before)[0])
+        mean, scale = self.parameters_of(self._states(before))
         return torch.cat([zero, mean], dim=1), torch.cat([torch.ones_like(zero), scale], dim=1)
 
     def imagine(
@@ -63,7 +76,7 @@ class SlotPrior(SlotSequence, ABC):
         noise: Tensor,
         scene: Tensor | None = None,
         temperature: float = 1.0,
-        parameters_of: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+        head: Head | None = None,
     ) -> Rollout:
         """Ancestral samples, slot after slot, from standard normal `noise` `[B, K, D]`.
 
@@ -71,21 +84,26 @@ class SlotPrior(SlotSequence, ABC):
             noise: standard normal numbers.
             scene: `[B, S]`.
             temperature: factor on every scale; 0 gives the means.
-            parameters_of: another map from hidden states than the model's own.
+            head: another map from hidden states than the model's own.
         """
-        parameters_of = parameters_of or self.parameters_of
+        head = head or self.head()
         slots: list[Rollout] = []
-        state: tuple[Tensor, Tensor] | None = None
-        previous = self.project(scene)
-        for draw in noise.split(1, dim=1):
+        lstm, weights = self.lstm, repeated(self.lstm)
+        zero = noise.new_zeros((len(noise), lstm.hidden_size))
+        state = (zero, zero)
+        first = self.project(scene)
+        previous = None if first is None else first.squeeze(1)
+        for draw in noise.unbind(dim=1):
             if previous is None:
                 mean, scale = torch.zeros_like(draw), torch.ones_like(draw)
             else:
-                hidden, state = self.lstm(previous, state)
-                mean, scale = parameters_of(hidden)
-            previous = mean + temperature * scale * draw
+                with weights():
+                    cell: Any = (lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0)
+                    state = torch.lstm_cell(previous, state, *cell)
+                mean, scale = head(state[0])
+            previous = torch.addcmul(mean, scale, draw, value=temperature)
             slots.append(Rollout(mean, scale, previous))
-        return Rollout(*(torch.cat(values, dim=1) for values in zip(*slots, strict=True)))
+        return Rollout(*(torch.stack(values, dim=1) for values in zip(*slots, strict=True)))
 
 
 class ScenePrior(SlotPrior):
@@ -99,9 +117,16 @@ class ScenePrior(SlotPrior):
         self.mean = small_xavier(nn.Linear(hidden_dim, latent_dim))
         self.raw_scale = small_xavier(nn.Linear(hidden_dim, latent_dim))
 
-    def parameters_of(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SlotPrior.parameters_of`."""
-        return self.mean(hidden), softplus_scale(self.raw_scale(hidden))
+    def head(self) -> Head:
+        """See `SlotPrior.head`."""
+        weight = torch.cat([self.mean.weight, self.raw_scale.weight])
+        bias = torch.cat([self.mean.bias, self.raw_scale.bias])
+
+        def of(hidden: Tensor) -> tuple[Tensor, Tensor]:
+            mean, raw = F.linear(hidden, weight, bias).chunk(2, dim=-1)
+            return mean, softplus_scale(raw)
+
+        return of
 
 
 class CorrelatedScale(SlotSequence):
@@ -120,4 +145,4 @@ class CorrelatedScale(SlotSequence):
         """Scale of every slot, `[B, K, D]` like `means`."""
         first = self.project(scene)
         first = torch.zeros_like(means[:, :1]) if first is None else first
-        return softplus_scale(self.raw_scale(self.lstm(torch.cat([first, means[:, :-1]], dim=1))[0]))
+        return softplus_scale(self.raw_scale(self._states(torch.cat([first, means[:, :-1]], dim=1))))

@@ -18,7 +18,8 @@ def break_off(logits: Tensor, log_scope: Tensor) -> tuple[Tensor, Tensor]:
     """
     with full_precision(logits):
         logits = logits.float()
-        return log_scope + F.logsigmoid(logits), log_scope + F.logsigmoid(-logits)
+        log_mask = log_scope + F.logsigmoid(logits)
+        return log_mask, log_mask - logits  # log sigmoid(-x) = log sigmoid(x) - x
 
 
 def stick_breaking(logits: Tensor) -> Tensor:
@@ -35,5 +36,7 @@ def stick_breaking(logits: Tensor) -> Tensor:
     """
     with full_precision(logits):
         logits = logits[:, :-1].float()
-        log_scope = F.pad(F.logsigmoid(-logits).cumsum(dim=1), (0, 0, 0, 0, 0, 0, 1, 0))
-        return log_scope + F.pad(F.logsigmoid(logits), (0, 0, 0, 0, 0, 0, 0, 1))
+        taken = F.logsigmoid(logits)
+        left = taken - logits  # log sigmoid(-x) = log sigmoid(x) - x
+        log_scope = F.pad(left.cumsum(dim=1), (0, 0, 0, 0, 0, 0, 1, 0))
+        return log_scope + F.pad(taken, (0, 0, 0, 0, 0, 0, 0, 1))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.layers.weights import LowPrecision
 
 
 def num_unet_blocks(image_size: int) -> int:
@@ -25,7 +26,7 @@ def num_unet_blocks(image_size: int) -> int:
     return num_blocks
 
 
-class UNet(nn.Module):
+class UNet(LowPrecision):
     """Blocks of convolution, normalisation and ReLU down to a small map, an MLP there, and blocks up.
 
     Code and paper differ: every block but the last of each side changes the resolution by 2, so `n` blocks

@@ -1,6 +1,7 @@
 """What all models have in common: the steps, the optimiser, compilation, and the names that are logged."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from math import log
 from pathlib import Path
 from typing import Any, Self, cast
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_genesis.callbacks.finite_gate import FiniteGate
 from lightning_genesis.callbacks.geco import GECOCallback
 from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.layers.weights import cast_weights
 from lightning_genesis.metrics import Convention, bits_per_dimension, mean_squared_error
 from lightning_genesis.metrics.slot_count import slot_count_error
 from lightning_genesis.models.contract import (
@@ -127,12 +129,8 @@ class SceneModel(pl.LightningModule):
         """A signal has asked this rank to stop; all ranks know of it. See `StopOnSignal`."""
         self.importance_samples = 0
         """Samples of the importance-weighted bound that `test` adds; 0 for none."""
-        self.scores = nn.ModuleDict(
-            {
-                stage: Scores(stage, num_slots, num_background, metric_convention, self.own_scores)
-                for stage in ("val", "test")
-            }
-        )
+        counted = (num_slots, num_background, metric_convention, self.own_scores)
+        self.scores = nn.ModuleDict({stage: Scores(stage, *counted) for stage in ("val", "test")})
         self._contract_kept = False
         # β is the same on all ranks already, and must not change between a forward and its backward.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
@@ -224,6 +222,13 @@ class SceneModel(pl.LightningModule):
 
     # ---------------------------------------------------------------- steps
 
+    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Scene:
+        """See `forward`. Under autocast all weights are cast at once, unless a compiler does it better."""
+        # under DDP Lightning comes by here with a whole batch, on its way to the step
+        casts = self.compile_mode is None and isinstance(images, Tensor)
+        with cast_weights(self, images) if casts else nullcontext():
+            return super().__call__(images, *args, **kwargs)
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Bytes become floats in [0, 1], once, on the device."""
         image = batch["image"]
@@ -252,11 +257,10 @@ class SceneModel(pl.LightningModule):
     @torch.no_grad()
     def _watch(self, terms: dict[str, Terms]) -> None:
         """Keeps, on the device, the mean of every term, summed over the micro-batches of the step."""
-        values = {f"{branch} nll": term.nll for branch, term in terms.items()}
-        for branch, term in terms.items():
-            values.update({f"{branch} KL {name}": kl for name, kl in term.kl.items()})
-        means = torch.stack([*values.values()]).mean(dim=1)
-        self.watched = (tuple(values), means if self.watched is None else self.watched[1] + means)
+        means = self.objective.means(terms)
+        values = means.values[: len(means.names)].detach()
+        self.watched = (means.names, values if self.watched is None else self.watched[1] + values)
+        self.objective.forget()
 
     @torch.no_grad()
     def _log_training(self, scene: Scene, terms: dict[str, Terms], loss: Tensor, images: Tensor) -> None:

@@ -19,6 +19,7 @@ from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.initial_values import small_xavier
 from lightning_genesis.layers.slot_attention import PixelEncoder, attend
 from lightning_genesis.layers.slot_decoder import DecoderName, SlotDecoder
+from lightning_genesis.layers.weights import LowPrecisionLinear, repeated
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.objectives import (
     Likelihood,
@@ -29,7 +30,7 @@ from lightning_genesis.objectives import (
     scene_nll,
 )
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 PriorName = Literal["reversed++", "reversed", "bottom_up"]
 PRIORS = ("reversed++", "reversed", "bottom_up")
@@ -45,7 +46,7 @@ class Gaussian(NamedTuple):
 
     def sample(self, noise: Noise | None) -> Tensor:
         """A reparameterised draw."""
-        return self.mean + self.scale * draw_normal(noise, self.mean.shape, self.mean)
+        return draw_gaussian(noise, self.mean, self.scale)
 
 
 class Hierarchy(NamedTuple):
@@ -184,8 +185,8 @@ class EMORLNetwork(PixelEncoder):
         """Mean and raw scale that all slots start from."""
         self.norm_slots = nn.LayerNorm(latent_dim)
         self.query = nn.Linear(latent_dim, latent_dim, bias=False)
-        self.key = nn.Linear(feature_dim, latent_dim, bias=False)
-        self.value = nn.Linear(feature_dim, latent_dim, bias=False)
+        self.key = LowPrecisionLinear(feature_dim, latent_dim, bias=False)
+        self.value = LowPrecisionLinear(feature_dim, latent_dim, bias=False)
         # The DualGRU: two that know nothing of each other, for means and raw scales.
         self.mean_gru = nn.GRUCell(latent_dim, latent_dim)
         self.scale_gru = nn.GRUCell(latent_dim, latent_dim)
@@ -221,15 +222,20 @@ class EMORLNetwork(PixelEncoder):
             parameters = self.initial_posterior.expand(len(images), num_slots, -1)
             layers: list[Tensor] = []
             log_attention = key.new_zeros(())
+            weights = repeated(
+                *(self.norm_slots, self.query, self.mean_gru, self.scale_gru, self.norm_mean),
+                *(self.norm_scale, self.mean_mlp, self.scale_mlp),
+            )
             for _ in range(self.num_layers):
                 sample = posterior_of(parameters).sample(noise)
-                query = self.query(self.norm_slots(sample)) * sample.shape[2] ** -0.5
-                update, log_attention = attend(query, key, value)
                 mean, raw = (half.flatten(0, 1) for half in parameters.chunk(2, dim=2))
-                mean = self.mean_gru(update.flatten(0, 1), mean)
-                raw = self.scale_gru(update.flatten(0, 1), raw)
-                mean = mean + self.mean_mlp(self.norm_mean(mean))
-                raw = raw + self.scale_mlp(self.norm_scale(raw))
+                with weights():
+                    query = self.query(self.norm_slots(sample)) * sample.shape[2] ** -0.5
+                    update, log_attention = attend(query, key, value)
+                    mean = self.mean_gru(update.flatten(0, 1), mean)
+                    raw = self.scale_gru(update.flatten(0, 1), raw)
+                    mean = mean + self.mean_mlp(self.norm_mean(mean))
+                    raw = raw + self.scale_mlp(self.norm_scale(raw))
                 parameters = torch.cat([mean, raw], dim=1).unflatten(0, (len(images), num_slots))
                 layers.append(parameters)
             log_masks = log_attention.unflatten(2, images.shape[2:]).unsqueeze(2)
@@ -256,17 +262,20 @@ class EMORLNetwork(PixelEncoder):
         if not keep_graph:
             parameters = parameters.detach().requires_grad_()
         layers = [*hierarchy.parameters[:-1], parameters]  # so that every path leads through `parameters`
+        decoding = repeated(self.decoder)
         sample = posterior_of(parameters).sample(noise)
-        components, log_masks, nll = self._decode_and_score(images, sample)
+        with decoding():
+            components, log_masks, nll = self._decode_and_score(images, sample)
         posteriors, priors, given = self._layers(layers, noise)
         kl = gaussian_kl(*posteriors, *priors).sum(dim=(1, 2))
         top = Gaussian(*(value[:, -1] for value in priors))
         steps = [Step(posterior_of(parameters), top, sample, components, log_masks, nll, kl)]
         refined_prior = self._refined_prior(priors)
+        refining = repeated(self.refinement)
         state: Tensor | None = None
         for step in range(1, num_refinements + 1):
             gradient = self._gradient(steps[-1], parameters, keep_graph)
-            with torch.set_grad_enabled(keep_graph):
+            with torch.set_grad_enabled(keep_graph), refining():
                 parameters, state = self.refinement(parameters, gradient, state)
             if not keep_graph:
                 parameters.requires_grad_()
@@ -274,7 +283,8 @@ class EMORLNetwork(PixelEncoder):
             with torch.set_grad_enabled(keep_graph or step < num_refinements):
                 posterior = posterior_of(parameters)
                 sample = posterior.sample(noise)
-                components, log_masks, nll = self._decode_and_score(images, sample)
+                with decoding():
+                    components, log_masks, nll = self._decode_and_score(images, sample)
                 kl = gaussian_kl(*posterior, *refined_prior).sum(dim=1)
             steps.append(Step(posterior, refined_prior, sample, components, log_masks, nll, kl))
         ladder = self._ladder(posteriors, priors, given, num_refinements)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.slot_attention import ENCODER_STRIDES, PixelEncoder, SlotAttentionModule
+from lightning_genesis.layers.slot_mixture_decoder import Activation, GenesisV2Decoder
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.models.genesis_v2 import Activation, GenesisV2Decoder, Posterior, check_architecture
+from lightning_genesis.models.genesis_v2 import Posterior, check_architecture
 from lightning_genesis.objectives import (
     Likelihood,
     check_likelihood,
@@ -18,7 +19,7 @@ from lightning_genesis.objectives import (
     scene_nll,
 )
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 
 class GaussianSlotAttentionNetwork(PixelEncoder):
@@ -63,12 +64,12 @@ class GaussianSlotAttentionNetwork(PixelEncoder):
         """Posterior of every slot and attention log-masks; draws noise `[B, K, D]` twice."""
         mean, raw = self.initial_slots.chunk(2, dim=2)
         shape = (len(images), *mean.shape[1:])
-        start = mean + softplus_scale(raw) * draw_normal(noise, shape, mean)
+        start = torch.addcmul(mean, softplus_scale(raw), draw_normal(noise, shape, mean))
         slots, log_attention = self.attention(self.pixels(images), start, self.num_iterations)
         with full_precision(slots):
             mean, raw = self.head(slots).chunk(2, dim=2)
             scale = softplus_scale(raw)
-            sample = mean + scale * draw_normal(noise, mean.shape, mean)
+            sample = draw_gaussian(noise, mean, scale)
         return Posterior(mean, scale, sample), self.masks(log_attention, images)
 
     def forward(self, images: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor, Posterior, Tensor]:

@@ -21,11 +21,12 @@ from lightning_genesis.layers import (
 )
 from lightning_genesis.layers.autoregressive_prior import prior_parameters
 from lightning_genesis.layers.gated_conv import posterior_scale
+from lightning_genesis.layers.weights import repeated
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import gaussian_kl, mixture_nll, sampled_gaussian_kl
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 Norm = Literal["batch", "instance"]
 Activation = Literal["sigmoid", "linear"]
@@ -68,11 +69,13 @@ class MaskVAE(nn.Module):
             draws = draw_normal(noise, (len(images), num_slots, mean.shape[1]), features)
             slots = [(mean, scale, mean + scale * draws[:, 0])]
             state: tuple[Tensor, Tensor] | None = None
+            weights = repeated(self.lstm, self.linear)
             for slot in range(1, num_slots):
-                state = self.lstm(torch.cat([features, slots[-1][2]], dim=1), state)
-                mean, raw = self.linear(state[0]).chunk(2, dim=1)
+                with weights():
+                    state = self.lstm(torch.cat([features, slots[-1][2]], dim=1), state)
+                    mean, raw = self.linear(state[0]).chunk(2, dim=1)
                 scale = posterior_scale(raw)
-                slots.append((mean, scale, mean + scale * draws[:, slot]))
+                slots.append((mean, scale, torch.addcmul(mean, scale, draws[:, slot])))
         mean, scale, sample = (torch.stack(values, dim=1) for values in zip(*slots, strict=True))
         return mean, scale, sample
 
@@ -136,7 +139,7 @@ class GenesisNetwork(nn.Module):
         if self.component_vae is not None:
             mean, scale = self.component_vae.encode(images, log_masks)
             with full_precision(mean):
-                parts.append((mean, scale, mean + scale * draw_normal(noise, mean.shape, mean)))
+                parts.append((mean, scale, draw_gaussian(noise, mean, scale)))
         latents = [torch.cat(values, dim=2) for values in zip(*parts, strict=True)]
         return dict(zip(STATISTICS, latents, strict=True)), log_masks
 
@@ -246,7 +249,8 @@ class Genesis(SceneModel):
             "prior_dim": prior_dim,
         }
         _check_options(sizes, two_stage, symmetric_components, std)
-        _check_names(norm, component_activation)
+        check_choice("norm", norm, ("batch", "instance"))
+        check_choice("component_activation", component_activation, ("sigmoid", "linear"))
         super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = GenesisNetwork(
             num_slots,
@@ -442,8 +446,3 @@ def _check_options(
         raise ConfigurationError("symmetric_components=True would be ignored: use two_stage=True with it")
     if not std > 0.0:
         raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")
-
-
-def _check_names(norm: str, component_activation: str) -> None:
-    check_choice("norm", norm, ("batch", "instance"))
-    check_choice("component_activation", component_activation, ("sigmoid", "linear"))

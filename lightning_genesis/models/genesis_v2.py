@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.layers import AutoregressivePrior, InstanceColouringSBP, TransposedConvDecoder, UNet
+from lightning_genesis.layers import AutoregressivePrior, InstanceColouringSBP, UNet
 from lightning_genesis.layers.broadcast import coordinate_grid
 from lightning_genesis.layers.ic_sbp import Colouring, KernelName
+from lightning_genesis.layers.slot_mixture_decoder import Activation, GenesisV2Decoder, used_slots
 from lightning_genesis.layers.unet import num_unet_blocks
+from lightning_genesis.layers.weights import LowPrecisionSequential
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import (
     Likelihood,
     check_likelihood,
@@ -27,9 +28,8 @@ from lightning_genesis.objectives import (
     scene_nll,
 )
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal, draw_uniform
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal, draw_uniform
 
-Activation = Literal["sigmoid", "linear"]
 MaskStart = Literal["start", "goal"]
 
 
@@ -39,43 +39,6 @@ class Posterior(NamedTuple):
     mean: Tensor
     scale: Tensor
     sample: Tensor
-
-
-class GenesisV2Decoder(TransposedConvDecoder):
-    """Decodes every slot on its own into components and masks.
-
-    Args: see `GenesisV2`.
-    """
-
-    def __init__(
-        self,
-        image_size: int,
-        latent_dim: int,
-        feature_dim: int,
-        decoder_stages: int,
-        decoder_norm: bool,
-        component_activation: Activation,
-        decoder_dims: Sequence[int] | None = None,
-    ) -> None:
-        check_choice("component_activation", component_activation, ("sigmoid", "linear"))
-        super().__init__(latent_dim, 4, image_size, decoder_dims or feature_dim, decoder_stages, decoder_norm)
-        self.component_activation = component_activation
-
-    def decode(self, latents: Tensor, num_active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Components `[B, K, 3, H, W]` and log-masks `[B, K, 1, H, W]` of latents `[B, K, D]`.
-
-        Slots not in use get no mask, so an image's result does not depend on its neighbours in the batch.
-        """
-        decoded = self(latents.flatten(0, 1)).float().unflatten(0, latents.shape[:2])
-        with full_precision(decoded):
-            components, logits = decoded[:, :, :3], decoded[:, :, 3:]
-            if self.component_activation == "sigmoid":
-                components = components.sigmoid()
-            if num_active is not None:
-                logits = logits.masked_fill(
-                    ~used_slots(num_active, latents)[..., None, None, None], -torch.inf
-                )
-            return components, logits.log_softmax(dim=1)
 
 
 class GenesisV2Network(nn.Module):
@@ -112,11 +75,11 @@ class GenesisV2Network(nn.Module):
             return [conv, group_norm(feature_dim), nn.ReLU(inplace=True)]
 
         self.backbone = UNet(3, backbone_dim, image_size, group_norm)
-        self.attention_head = nn.Sequential(*head())
+        self.attention_head = LowPrecisionSequential(*head())
         self.colouring = InstanceColouringSBP(
             feature_dim, num_slots, image_size, kernel, semi_convolutional=semi_convolutional
         )
-        self.feature_head = nn.Sequential(*head())
+        self.feature_head = LowPrecisionSequential(*head())
         pooled_dim = feature_dim + 2 if coordinate_scale else feature_dim
         self.feature_projection = nn.Conv2d(pooled_dim, 2 * feature_dim, 1)
         coordinates = coordinate_scale * coordinate_grid(image_size) if coordinate_scale else None
@@ -173,11 +136,10 @@ class GenesisV2Network(nn.Module):
         """Masks and posterior of every slot; draws scores `[B, 1, H, W]`, then noise `[B, K, D]`."""
         scores = draw_uniform(noise, (len(images), 1, *images.shape[2:]), images)
         colouring, features = self.colour(images, scores, num_slots, min_pixels)
-        raw = self.posterior_head(self.pool(features, colouring.log_masks)).float()
-        with full_precision(raw):
-            mean, scale = raw.chunk(2, dim=2)
+        with full_precision(images):  # of K vectors, which casts would cost more than they save
+            mean, scale = self.posterior_head(self.pool(features, colouring.log_masks)).chunk(2, dim=2)
             scale = nn.functional.softplus(scale + 0.5) + 1e-8
-            sample = mean + scale * draw_normal(noise, mean.shape, mean)
+            sample = draw_gaussian(noise, mean, scale)
         return colouring, Posterior(mean, scale, sample)
 
     def decode(self, latents: Tensor, num_active: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -191,11 +153,6 @@ class GenesisV2Network(nn.Module):
         colouring, posterior = self.infer(images, noise, num_slots, min_pixels)
         components, log_masks = self.decode(posterior.sample, colouring.num_active)
         return components, log_masks, colouring, posterior
-
-
-def used_slots(num_active: Tensor, latents: Tensor) -> Tensor:
-    """Which of the slots of `latents` `[B, K, D]` are in use, bool `[B, K]`."""
-    return torch.arange(latents.shape[1], device=latents.device) < num_active.unsqueeze(1)
 
 
 class GenesisV2(SceneModel):

@@ -13,6 +13,7 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers import ComponentVAE, UNet
 from lightning_genesis.layers.stick_breaking import break_off, stick_breaking
 from lightning_genesis.layers.unet import num_unet_blocks
+from lightning_genesis.layers.weights import LowPrecisionConv2d, repeated
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import (
@@ -22,7 +23,7 @@ from lightning_genesis.objectives import (
     sampled_gaussian_kl,
 )
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 Activation = Literal["sigmoid", "linear"]
 MaskPrior = Literal["softmax", "scope"]
@@ -40,7 +41,7 @@ class RecurrentAttention(nn.Module):
         super().__init__()
         # A group per channel is instance normalisation; torch's own of that name takes twice the kernels.
         self.unet = UNet(4, width, image_size, lambda channels: nn.GroupNorm(channels, channels))
-        self.logit = nn.Conv2d(width, 1, 1)
+        self.logit = LowPrecisionConv2d(width, 1, 1)
 
     def forward(self, images: Tensor, num_slots: int) -> Tensor:
         """Log-masks of images `[B, 3, S, S]`, float32 `[B, K, 1, S, S]`.
@@ -49,8 +50,10 @@ class RecurrentAttention(nn.Module):
         """
         log_scope = torch.zeros_like(images[:, :1], dtype=torch.float32)
         log_masks: list[Tensor] = []
+        weights = repeated(self)
         for _ in range(num_slots - 1):
-            logits = self.logit(self.unet(torch.cat([images, log_scope], dim=1)))
+            with weights():
+                logits = self.logit(self.unet(torch.cat([images, log_scope], dim=1)))
             log_mask, log_scope = break_off(logits, log_scope)
             log_masks.append(log_mask)
         return torch.stack([*log_masks, log_scope], dim=1)
@@ -88,14 +91,14 @@ class MONetNetwork(nn.Module):
             log_masks = self.attention(images, num_slots)
         mean, scale = self.component_vae.encode(images, log_masks)
         with full_precision(mean):
-            sample = mean + scale * draw_normal(noise, mean.shape, mean)
+            sample = draw_gaussian(noise, mean, scale)
         return log_masks, {"mean": mean, "scale": scale, "sample": sample}
 
     def decode(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Components `[B, K, 3, H, W]` and decoded log-masks `[B, K, 1, H, W]` of latents `[B, K, D]`."""
         decoded = self.component_vae.decode(latents)
         with full_precision(decoded):
-            components, logits = decoded[:, :, :3], decoded[:, :, 3:]
+            components, logits = decoded.split((3, 1), dim=2)
             if self.component_activation == "sigmoid":
                 components = components.sigmoid()
             log_masks = stick_breaking(logits) if self.mask_prior == "scope" else logits.log_softmax(dim=1)

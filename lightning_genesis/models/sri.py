@@ -34,7 +34,7 @@ from lightning_genesis.objectives import (
     scene_nll,
 )
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 STATISTICS = ("mean", "scale", "sample")
 
@@ -213,7 +213,7 @@ class SRI(SceneModel):
             if self.slot_posterior is not None:
                 scale = self.slot_posterior(mean, scene)
             latents |= {"mean": mean, "scale": scale}
-            latents["sample"] = mean + scale * draw_normal(noise, mean.shape, mean)
+            latents["sample"] = draw_gaussian(noise, mean, scale)
         return latents
 
     def decode(self, latents: Tensor) -> Scene:

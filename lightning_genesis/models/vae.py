@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers import BroadcastDecoder, GatedDecoder, GatedEncoder
 from lightning_genesis.layers.gated_conv import posterior_scale
+from lightning_genesis.layers.weights import LowPrecision
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.contract import check_choice
 from lightning_genesis.objectives import gaussian_kl, gaussian_nll, sampled_gaussian_kl
 from lightning_genesis.precision import full_precision
-from lightning_genesis.scene import Noise, Scene, Terms, draw_normal
+from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 DecoderName = Literal["broadcast", "deconv"]
 Activation = Literal["sigmoid", "linear"]
 
 
-class WideBroadcastDecoder(nn.Module):
+class WideBroadcastDecoder(LowPrecision):
     """The broadcast decoder of GENESIS with twice the filters.
 
     Code and paper differ: it also has an ELU and a 1x1 convolution more than that of GENESIS.
@@ -63,11 +64,7 @@ class VAENetwork(nn.Module):
         features = self.encoder(images).float().unsqueeze(1)
         with full_precision(features):
             mean, scale = self.mean_head(features), posterior_scale(self.scale_head(features))
-            return {
-                "mean": mean,
-                "scale": scale,
-                "sample": mean + scale * draw_normal(noise, mean.shape, mean),
-            }
+            return {"mean": mean, "scale": scale, "sample": draw_gaussian(noise, mean, scale)}
 
     def decode(self, latents: Tensor) -> Tensor:
         """Maps latents `[B, 1, D]` to images `[B, 1, 3, H, W]`."""

@@ -1,13 +1,17 @@
 """Kullback-Leibler divergences between Gaussians and between masks, float32, in nats."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_genesis.precision import full_precision
 
 
-def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
-    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float32 or better, all of one shape."""
+    return torch.broadcast_tensors(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors))
 
 
 def sampled_gaussian_kl(
@@ -25,20 +29,59 @@ def sampled_gaussian_kl(
         prior_scale: standard deviation of `p`, `[..., D]`.
     """
     with full_precision(sample):
-        sample, mean, scale = _at_least_float32(sample, mean, scale)
-        prior_mean, prior_scale = _at_least_float32(prior_mean, prior_scale)
-        posterior = ((sample - mean) / scale).square() * 0.5 + scale.log()
-        prior = ((sample - prior_mean) / prior_scale).square() * 0.5 + prior_scale.log()
+        values = _at_least_float32(sample, mean, scale, prior_mean, prior_scale)
+        return _SampledKL.apply(*values)  # type: ignore[no-untyped-call]
+
+
+class _SampledKL(torch.autograd.Function):
+    """See above. Prior and posterior lie side by side, as half the kernels do for both."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sample: Tensor, mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor
+    ) -> Tensor:
+        scales = torch.stack([prior_scale, scale])
+        error = (sample - torch.stack([prior_mean, mean])) / scales
+        ctx.save_for_backward(error, scales)
+        prior, posterior = torch.addcmul(scales.log(), error, error, value=0.5).unbind()
         return (prior - posterior).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        error, scales = ctx.saved_tensors
+        gradient = gradients[0].unsqueeze(-1)
+        per_scale = torch.stack([gradient, -gradient]) / scales
+        of_error = per_scale * error
+        of_prior_scale, of_scale = torch.addcmul(per_scale, of_error, error, value=-1.0).unbind()
+        of_prior_mean, of_mean = (-of_error).unbind()
+        return of_error.sum(dim=0), of_mean, of_scale, of_prior_mean, of_prior_scale
 
 
 def gaussian_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
     """`KL(q || p)` of diagonal Gaussians in closed form, summed over the last axis; see above for shapes."""
     with full_precision(mean):
-        mean, scale, prior_mean, prior_scale = _at_least_float32(mean, scale, prior_mean, prior_scale)
-        ratio = (scale / prior_scale).square()
-        shift = ((mean - prior_mean) / prior_scale).square()
-        return 0.5 * (ratio + shift - 1.0 - ratio.log()).sum(dim=-1)
+        values = _at_least_float32(mean, scale, prior_mean, prior_scale)
+        return _GaussianKL.apply(*values)  # type: ignore[no-untyped-call]
+
+
+class _GaussianKL(torch.autograd.Function):
+    """See above. The two quotients lie side by side, as half the kernels do for both."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
+        quotients = torch.stack([scale, mean - prior_mean]) / prior_scale
+        ctx.save_for_backward(quotients, scale, prior_scale)
+        excess = quotients.square().sum(dim=0) - 1.0
+        return torch.add(-0.5 * excess, quotients[0].log()).sum(dim=-1).neg()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        quotients, scale, prior_scale = ctx.saved_tensors
+        gradient = gradients[0].unsqueeze(-1)
+        per_scale = gradient / prior_scale
+        of_scale, of_mean = (quotients * per_scale).unbind()
+        of_prior_scale = per_scale * (1.0 - quotients.square().sum(dim=0))
+        return of_mean, of_scale - gradient / scale, -of_mean, of_prior_scale
 
 
 def mask_kl(attention_log_masks: Tensor, log_masks: Tensor) -> Tensor:
@@ -53,14 +96,11 @@ def mask_kl(attention_log_masks: Tensor, log_masks: Tensor) -> Tensor:
     Returns:
         nats per image, `[B]`.
     """
-
-    def probabilities(log_probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        masks = log_probabilities.float().exp().clamp_min(1e-5)
-        masks = masks / masks.sum(dim=1, keepdim=True)
-        epsilon = torch.finfo(masks.dtype).eps
-        return masks, masks.clamp(epsilon, 1.0 - epsilon).log()
-
     with full_precision(log_masks):
-        q, log_q = probabilities(attention_log_masks)
-        _, log_p = probabilities(log_masks)
-        return (q * (log_q - log_p)).sum(dim=(1, 2, 3, 4))
+        both = torch.stack([attention_log_masks.float(), log_masks.float()])
+        # clamps whose backward is one kernel
+        masks = F.hardtanh(both.exp(), 1e-5, torch.inf)
+        masks = masks / masks.sum(dim=2, keepdim=True)
+        epsilon = torch.finfo(masks.dtype).eps
+        log_q, log_p = F.hardtanh(masks, epsilon, 1.0 - epsilon).log().unbind()
+        return (masks[0] * (log_q - log_p)).sum(dim=(1, 2, 3, 4))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_genesis.objectives.base import Objective, weighted_sum
+from lightning_genesis.objectives.base import Objective
 from lightning_genesis.scene import Terms
 
 
@@ -39,7 +39,8 @@ class FixedBeta(Objective):
     def forward(self, terms: dict[str, Terms], num_dimensions: int) -> Tensor:
         """See `Objective.forward`."""
         del num_dimensions
-        return weighted_sum(terms, self.beta)
+        beta = self.beta.expand(len(terms)) if self.warmup_steps else self.final_beta
+        return self.weighted_sum(terms, 1.0, beta)
 
     def weights(self) -> Tensor:
         """See `Objective.weights`."""

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genesis.objectives.base import Objective, weighted_sum
+from lightning_genesis.objectives.base import Objective
 from lightning_genesis.scene import Terms
 
 REFERENCE_DIMENSIONS = 3 * 64 * 64
@@ -69,6 +70,7 @@ class GECO(Objective):
         self._num_dimensions = REFERENCE_DIMENSIONS
         self._error: Tensor | None = None  # sum over the micro-batches since the last update
         self._micro_batches = 0
+        self._is_shared = False  # the sum is a mean over ranks already
 
     def bind(self, branches: Sequence[str]) -> None:
         """See `Objective.bind`."""
@@ -80,14 +82,18 @@ class GECO(Objective):
     def forward(self, terms: dict[str, Terms], num_dimensions: int) -> Tensor:
         """See `Objective.forward`. In training the error is kept for `update`."""
         self._remember(terms, num_dimensions)
-        return weighted_sum(terms, self.beta)
+        return self.weighted_sum(terms, 1.0, self.beta)
 
     def _remember(self, terms: dict[str, Terms], num_dimensions: int) -> None:
         if self.training:
             self._num_dimensions = num_dimensions
-            error = torch.stack([term.nll.detach().mean() for term in terms.values()])
+            error = self.means(terms).values[: len(terms)].detach()
             self._error = error if self._error is None else self._error + error
             self._micro_batches += 1
+
+    def share(self, errors: Tensor) -> None:
+        """See `Objective.share`."""
+        self._error, self._is_shared = errors, True
 
     def weights(self) -> Tensor:
         """See `Objective.weights`."""
@@ -98,30 +104,41 @@ class GECO(Objective):
         """See `Objective.update`. Nothing here waits for the device."""
         if self._error is None:
             return
-        error = self._error / self._micro_batches
-        self._error, self._micro_batches = None, 0
-        if dist.is_available() and dist.is_initialized():
+        error = self._error
+        if not self._is_shared and dist.is_available() and dist.is_initialized():
+            error = error.clone()
             dist.all_reduce(error)
             error = error / dist.get_world_size()
+        if self._micro_batches > 1:
+            error = error / self._micro_batches
+        self._error, self._micro_batches, self._is_shared = None, 0, False
         average, beta = self._moved(error)
-        keep = torch.isfinite(average + beta).all()  # a checkpoint never holds a state that is not finite
-        keep = keep if finite is None else finite & keep
-        self.beta.copy_(torch.where(keep, beta, self.beta))
-        self.average.copy_(torch.where(keep, average, self.average))
-        self.step.add_(keep.to(self.step))
+        if finite is None:  # a checkpoint never holds a state that is not finite
+            finite = torch.isfinite(average + beta).all()
+        torch.where(finite, beta, self.beta, out=self.beta)
+        torch.where(finite, average, self.average, out=self.average)
+        self.step.add_(finite)
 
     def _moved(self, error: Tensor) -> tuple[Tensor, Tensor]:
         """Average and β after a step with this error, one entry per branch."""
-        moved = self.smoothing * self.average + (1.0 - self.smoothing) * error
-        average = torch.where(self.step == 0, error, moved)
+        # 0 in the first step, so that the average starts as the error
+        average = torch.lerp(error, self.average, self.step.clamp(max=self.smoothing))
         return average, self.next_beta(self.beta, average, self._num_dimensions)
 
     def next_beta(self, beta: Tensor, average: Tensor, num_dimensions: int) -> Tensor:
         """β after its update, by an average of the error that has moved already; one entry per branch."""
-        constraint = self.goals() * num_dimensions - average
         rate = self.step_size * REFERENCE_DIMENSIONS / num_dimensions
-        exponent = rate * torch.where(constraint > 0, self.speedup * constraint, constraint)
+        exponent = self._speeded(rate, average, num_dimensions)
         return (beta * exponent.exp()).clamp(self.beta_min, self.beta_max)
+
+    def _speeded(self, rate: float, average: Tensor, num_dimensions: int) -> Tensor:
+        """`rate` times the constraint, and times the speedup where it is met."""
+        if not self.speedup:
+            return rate * (self.goals() * num_dimensions - average).clamp(max=0.0)
+        rate *= self.speedup
+        constraint = torch.rsub(average, rate * self.goals() * num_dimensions, alpha=rate)
+        # the same as a choice between the two, in one kernel
+        return F.leaky_relu(constraint, 1.0 / self.speedup)
 
     def goals(self) -> Tensor | float:
         """Goal of every branch, nats per dimension, `[branches]` or one for all."""

@@ -1,8 +1,9 @@
 """Likelihoods of an image under a scene, float32 whatever the autocast, in nats per image."""
 
 from math import log, pi
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_genesis.errors import ConfigurationError
@@ -34,16 +35,40 @@ def mixture_nll(
         normalized: include the `log √2π` of the normal density; goals below `log σ + 0.919` per dimension
             can only be reached without it (SRI, Appendix A.4.2).
     """
+    constant = _log_normaliser(1.0 if isinstance(std, Tensor) else std, normalized) * images[0].numel()
     with full_precision(images):
-        error = images.float().unsqueeze(1) - components.float()
-        log_masks = log_masks.float()
-        constant = _log_normaliser(1.0 if isinstance(std, Tensor) else std, normalized)
+        images, components, log_masks = images.float().unsqueeze(1), components.float(), log_masks.float()
         if isinstance(std, Tensor):
             std = std[:, None, None, None]
-            log_masks = log_masks - std.log()
-        log_joint = log_masks - error.square() * (0.5 / std**2)
-        nll = -log_joint.logsumexp(dim=1).sum(dim=(1, 2, 3))
-        return nll + constant * images[0].numel()
+            log_joint = log_masks - std.log() - (images - components).square() * (0.5 / std**2)
+            return constant - log_joint.logsumexp(dim=1).sum(dim=(1, 2, 3))
+        return _MixtureNLL.apply(images, components, log_masks, std, constant)  # type: ignore[no-untyped-call]
+
+
+class _MixtureNLL(torch.autograd.Function):
+    """`constant - Σ log Σ_k exp(log m_k - (x - c_k)² / 2σ²)`; nothing flows to the images.
+
+    Backward by hand: the largest tensors of a model are here, and autograd would go over them twice as often.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, components: Tensor, log_masks: Tensor, std: float, constant: float
+    ) -> Tensor:
+        error = components - images
+        ctx.save_for_backward(error, log_masks)
+        ctx.precision = 1.0 / std**2
+        log_joint = torch.addcmul(log_masks, error, error, value=-0.5 * ctx.precision)
+        return constant - log_joint.logsumexp(dim=1).sum(dim=(1, 2, 3))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        error, log_masks = ctx.saved_tensors
+        log_joint = torch.addcmul(log_masks, error, error, value=-0.5 * ctx.precision)
+        weight = ctx.precision * gradients[0][:, None, None, None, None]
+        responsibility = log_joint.softmax(dim=1).mul_(weight)
+        of_masks = responsibility.sum(dim=2, keepdim=True).mul_(-1.0 / ctx.precision)
+        return None, responsibility.mul_(error), of_masks, None, None
 
 
 def gaussian_nll(images: Tensor, reconstruction: Tensor, std: float, normalized: bool = True) -> Tensor:

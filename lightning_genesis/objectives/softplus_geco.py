@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_genesis.objectives.base import weighted_means
 from lightning_genesis.objectives.geco import GECO
 from lightning_genesis.scene import Terms
 
@@ -57,31 +56,29 @@ class SoftplusGECO(GECO):
     def forward(self, terms: dict[str, Terms], num_dimensions: int) -> Tensor:
         """See `Objective.forward`."""
         self._remember(terms, num_dimensions)
-        nll, kl = weighted_means(terms)
-        error_weight = self.weights()[0]
-        loss = error_weight * nll + kl
+        error_weight = self._error_weight()
+        loss = self.weighted_sum(terms, error_weight, 1.0)
         with torch.no_grad():
-            constraint = self.goal * num_dimensions - self.average
-            constraint = torch.where(self.step > self.warmup_steps, constraint, torch.zeros_like(constraint))
-            count = [sum(step.weight for step in (*term.steps, term)) for term in terms.values()]
-            constraint = torch.stack([w * c for w, c in zip(count, constraint, strict=True)])
-            value = torch.where(self.step >= self.warmup_steps, kl - error_weight * constraint, loss)
-        return (value + (loss - loss.detach())).sum()  # the value of one, the gradient of the other
+            counts = self._constant(self.means(terms), False).sum(dim=0)  # a step counts with its weight
+            constraint = (self.goal * num_dimensions - self.average) * (self.step > self.warmup_steps)
+            value = self.weighted_sum(terms, 0.0, 1.0) - torch.dot(error_weight, counts * constraint)
+            value = torch.where(self.step >= self.warmup_steps, value, loss)
+        return value + (loss - loss.detach())  # the value of one, the gradient of the other
+
+    def _error_weight(self) -> Tensor:
+        return torch.where(self.step >= self.warmup_steps, F.softplus(self.beta), torch.ones_like(self.beta))
 
     def weights(self) -> Tensor:
         """See `Objective.weights`."""
-        one = torch.ones_like(self.beta)
-        return torch.stack([torch.where(self.step >= self.warmup_steps, F.softplus(self.beta), one), one])
+        return torch.stack([self._error_weight(), torch.ones_like(self.beta)])
 
     def _moved(self, error: Tensor) -> tuple[Tensor, Tensor]:
         started = self.step > self.warmup_steps
-        moved = self.smoothing * self.average + (1.0 - self.smoothing) * error
-        average = torch.where(started, moved, error)
+        average = torch.where(started, torch.lerp(error, self.average, self.smoothing), error)
         beta = self.next_beta(self.beta, average, self._num_dimensions)
         return average, torch.where(started, beta, self.beta)
 
     def next_beta(self, beta: Tensor, average: Tensor, num_dimensions: int) -> Tensor:
         """See `GECO.next_beta`."""
-        constraint = self.goal * num_dimensions - average
-        change = self.step_size * torch.where(constraint > 0, self.speedup * constraint, constraint)
+        change = self._speeded(self.step_size, average, num_dimensions)
         return (beta - change).clamp_min(self.beta_min)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_genesis.layers.gaussian import softplus_scale
-from lightning_genesis.layers.slot_sequence import SlotPrior
+from lightning_genesis.layers.slot_sequence import Head, SlotPrior
 from lightning_genesis.priors.base import SetPrior
 from lightning_genesis.scene import Noise, draw_normal
 
@@ -24,9 +24,9 @@ class _Sequence(SlotPrior):
         super().__init__(dim, hidden_dim, scene_dim=1)
         self.mean, self.raw_scale = nn.Linear(hidden_dim, dim), nn.Linear(hidden_dim, dim)
 
-    def parameters_of(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SlotPrior.parameters_of`."""
-        return self.mean(hidden), softplus_scale(self.raw_scale(hidden))
+    def head(self) -> Head:
+        """See `SlotPrior.head`."""
+        return lambda hidden: (self.mean(hidden), softplus_scale(self.raw_scale(hidden)))
 
 
 class SequencePrior(SetPrior):

@@ -18,7 +18,7 @@ from lightning_genesis.objectives import (
 )
 from lightning_genesis.scene import Terms
 
-BOUND = 1e-5
+BOUND = 2e-6
 """Largest relative error of a term; sums over thousands of pixels come with about 1e-6 in float32."""
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]
@@ -45,7 +45,8 @@ def check(
     assert torch.equal(found, single)
     expected = exact(*(x.double() for x in inputs))
     assert expected.isfinite().all()
-    assert float(((found - expected) / expected).abs().max()) <= BOUND
+    # against the size of the tensor: one number near zero can be no more exact than the others
+    assert float((found - expected).abs().max() / expected.abs().max()) <= BOUND
     single.sum().backward()
     for leaf in leaves:
         if leaf.grad is not None:

@@ -1,0 +1,141 @@
+"""Counts what a training step asks of a GPU, on tensors without data: no GPU is needed, no time is measured.
+
+Forward, terms, objective, gate, backward, GECO and fused Adam of every model, in float32 and under bfloat16
+autocast: kernels, bytes that they read and write (no fusion, no cache), operations of convolutions and
+products, copies between host and device. It fails where devices mix or a value is read. Not seen: cuDNN's
+LSTM, which is unrolled here, so that kernels of models with one are an upper bound; waits for events
+(`tests/callbacks/test_no_wait.py`); time. Started by `benchmarks/fake_cuda/run`, which preloads what torch's
+autograd asks of a driver.
+"""
+
+import argparse
+import ctypes
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.utils.clip_grad as clip_grad
+
+from lightning_genesis import models
+from lightning_genesis.callbacks.finite_gate import FiniteGate
+from lightning_genesis.models import SceneModel
+from tests.fake_cuda import Asked, fake_cuda, put_on
+
+SHIM = ctypes.CDLL(os.path.join(os.environ["FAKE_CUDA"], "shim.so"))
+SLOT_ATTENTION: dict[str, Any] = {
+    "encoder": "slot_attention",
+    "order": "none",
+    "cross_order_kl": False,
+    "segregation_loss": False,
+    "shared_decoder": True,
+}
+EMORL: dict[str, Any] = {
+    "encoder": "emorl",
+    "encoder_options": {"num_refinements": 2, "final_refinements": 2},
+}
+MODELS: dict[str, Callable[[int, int], SceneModel]] = {
+    "GENESIS": models.Genesis,
+    "GENESIS-S": lambda k, size: models.Genesis(k, size, two_stage=False),
+    "MONet-G": models.MONet,
+    "GENESIS-V2": models.GenesisV2,
+    "SRI-MoG": models.SRI,
+    "SRI-SA*": lambda k, size: models.SRI(k, size, **SLOT_ATTENTION),
+    "SRI-EMORL": lambda k, size: models.SRI(k, size, **EMORL),
+    "EMORL": models.EfficientMORL,
+    "SlotAttention": models.SlotAttention,
+    "BD-VAE": lambda k, size: models.VAE(1, size),
+    "DC-VAE": lambda k, size: models.VAE(1, size, decoder="deconv"),
+    "SceneGenesisV2": models.SceneGenesisV2,
+    "SceneGenesis": models.SceneGenesis,
+}
+
+
+class Event:
+    """Stands for `torch.cuda.Event`."""
+
+    def record(self) -> None:
+        """Does nothing."""
+
+
+@contextmanager
+def device_there() -> Iterator[None]:
+    """While autograd asks how many devices there are, there are some; nobody else may see them."""
+    SHIM.shim_set(100)
+    try:
+        yield
+    finally:
+        SHIM.shim_set(0)
+
+
+def at_step_0(model: Any) -> None:
+    """The step that a Trainer would count, for the model and the one that it may contain."""
+    for owner in filter(None, (model, getattr(model, "segregation", None))):
+        kind = type(owner)
+        owner.__class__ = type(kind.__name__, (kind,), {"global_step": property(lambda self: 0)})
+
+
+def count(make: Callable[[int, int], SceneModel], arguments: argparse.Namespace, bfloat16: bool) -> Asked:
+    """Counts of the second step; the first one sets things up."""
+    model = make(arguments.num_slots, arguments.image_size)
+    at_step_0(model)
+    with fake_cuda():
+        put_on(model, "cuda").train()
+        size = arguments.image_size
+        images = torch.rand(arguments.batch_size, 3, size, size, device="cuda")
+        found: Any = model.configure_optimizers()
+        optimizer = found["optimizer"] if isinstance(found, dict) else found
+        gate = FiniteGate()
+        trainer: Any = SimpleNamespace(global_step=0, precision_plugin=SimpleNamespace())
+        for _ in range(2):
+            with Asked() as asked:
+                optimizer.zero_grad()
+                with torch.autocast("cuda", torch.bfloat16, enabled=bfloat16):
+                    with device_there():
+                        scene = model(images)
+                    terms = model.loss_terms(scene, images)
+                    loss = model.objective(terms, num_dimensions=images[0].numel())
+                    model._watch(terms)
+                gate.on_before_backward(trainer, model, loss)
+                with device_there():
+                    loss.backward()
+                gate.on_before_optimizer_step(trainer, model, optimizer)
+                model.objective.update(model.finite)
+                optimizer.step()
+    return asked
+
+
+def main() -> None:
+    """Counts and prints a line for every model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all if none is named")
+    parser.add_argument("--num-slots", type=int, default=7)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--kernels", action="store_true", help="list the most frequent kernels too")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.cuda.Event = Event  # type: ignore[assignment,misc]
+    clip_grad._has_foreach_support = lambda *_: True  # type: ignore[attr-defined]
+    print("| model | kernels float32 | bfloat16 | GB float32 | bfloat16 | GFLOP | copies to host, device |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in arguments.models or MODELS:
+        single, half = (count(MODELS[name], arguments, bfloat16) for bfloat16 in (False, True))
+        kernels = [sum(asked.kernels.values()) for asked in (single, half)]
+        flops = sum(single.flops.values()) / 1e9
+        copies = sum(half.to_host.values()), sum(half.to_device.values())
+        print(
+            f"| {name} | {kernels[0]} | {kernels[1]} | {single.bytes / 1e9:.1f} | {half.bytes / 1e9:.1f} "
+            f"| {flops:.0f} | {copies[0]}, {copies[1]} |",
+            flush=True,
+        )
+        if arguments.kernels:
+            print(dict(single.kernels.most_common(20)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Every model on a GPU that is not there: one device throughout, nothing read, little copied."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_genesis import models
+from lightning_genesis.models import SceneModel
+from lightning_genesis.scene import IndexedNoise
+from tests.fake_cuda import Asked, fake_cuda, put_on
+from tests.ranks.tiny import NAMES, tiny
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA")
+CASES = [(name, options) for name in NAMES for options in ({}, *tiny(name).variants, tiny(name).mixing)]
+CASES = [case for i, case in enumerate(CASES) if case not in CASES[:i]]
+# EfficientMORL takes a gradient inside its forward, for which autograd needs `benchmarks/fake_cuda`.
+CASES = [case for case in CASES if case[0] != "EfficientMORL" and case[1].get("encoder") != "emorl"]
+
+
+def build(name: str, options: Mapping[str, Any]) -> SceneModel:
+    model = getattr(models, name)(num_slots=3, image_size=32, **{**tiny(name).options, **options})
+    # the step that a Trainer would count
+    model.__class__ = type(name, (type(model),), {"global_step": property(lambda self: 0)})
+    segregation = getattr(model, "segregation", None)
+    if segregation is not None:
+        kind = type(segregation)
+        segregation.__class__ = type(kind.__name__, (kind,), {"global_step": property(lambda self: 0)})
+    return model
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_training(name: str, options: Mapping[str, Any], precision: str) -> None:
+    """Network, terms and objective; a read of a value, or a mixture of devices, would raise."""
+    model = build(name, options)
+    with fake_cuda():
+        put_on(model, "cuda").train()
+        images = torch.rand(2, 3, 32, 32, device="cuda")
+        for _ in range(2):  # constants come to the device in the first step
+            with Asked() as asked, torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+                terms = model.loss_terms(model(images), images)
+                loss = model.objective(terms, num_dimensions=images[0].numel())
+                model._watch(terms)
+    assert loss.device.type == "cuda"
+    assert loss.dtype == torch.float32
+    assert loss.requires_grad
+    assert sum(asked.kernels.values()) > 50
+    assert not asked.to_device
+    assert not asked.to_host
+    assert not asked.on_host
+    if precision == "bf16":
+        # the network in bfloat16, and its weights there by one cast for all of them
+        assert asked.flops[torch.bfloat16] > asked.flops[torch.float32]
+        assert asked.kernels["_to_copy"] < 30
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "EfficientMORL"])
+def test_evaluation_and_sampling(name: str) -> None:
+    model = build(name, {})
+    with fake_cuda(), torch.no_grad():
+        put_on(model, "cuda").eval()
+        images = torch.rand(2, 3, 32, 32, device="cuda")
+        with Asked() as asked, torch.autocast("cuda", torch.bfloat16):
+            scene = model(images, IndexedNoise(0, range(2)))
+            found = [*model.score_own(scene, images).values(), scene.reconstruction, scene.segmentation()]
+            found += [term.nll for term in model.loss_terms(scene, images).values()]
+            elbo = model.elbo(scene, images)
+            if elbo is not None:
+                found += [elbo, model.log_weight(images, IndexedNoise(1, range(2)))]
+            found.append(model.representation(scene))
+            if type(model).sample is not SceneModel.sample:
+                found.append(model.sample(3, temperature=0.5, noise=IndexedNoise(2, range(3))).components)
+        assert {value.device.type for value in found} == {"cuda"}
+    assert not asked.to_host
