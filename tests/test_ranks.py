@@ -35,7 +35,7 @@ def descent(name: str, steps: int, **options: Any) -> dict[str, Any]:
     config = experiment(name, {**tiny(name).options, **plain, **options})
     config["trainer"].update(max_steps=steps, val_check_interval=steps)
     if tiny(name).double:
-        config["trainer"]["precision"] = "64-true"
+        config["trainer"]["plugins"] = [{"class_path": "pytorch_lightning.plugins.DoublePrecision"}]
         set_probe(config, double=True)
     return config
 

@@ -1,6 +1,7 @@
 """Goes back to an earlier checkpoint, inside the running training, after a step that failed."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 
+from lightning_genesis.callbacks.checkpoints import RunCheckpoints
 from lightning_genesis.callbacks.finite_gate import DIVERGENCE, Failure, FiniteGate
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from lightning_genesis.storage.finite import not_finite
 
 COLUMNS = ("step", "cause", "value", "checkpoint", "checkpoint_step")
 
@@ -73,10 +76,12 @@ class Rollback(pl.Callback):
         self._restored = state_dict["restored"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Tells the gate of the model what to look for and what to try."""
+        """Tells the gate of the model what to look for and what to try, and what saves what to try."""
         for callback in trainer.callbacks:
             if isinstance(callback, FiniteGate):
                 callback.divergence, callback.recover = self.options.divergence, self.recover
+            if isinstance(callback, RunCheckpoints):
+                callback.recover = lambda *where: self.recover(*where[:2], Failure(*where[2:], math.nan))
 
     def recover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, failure: Failure) -> bool:
         """Goes back, on all ranks; False if there are no rollbacks left, or nothing to go back to."""
@@ -99,12 +104,14 @@ class Rollback(pl.Callback):
         return True
 
     def _choose(self, trainer: pl.Trainer, failed_at: int) -> tuple[str, int] | None:
-        """The newest checkpoint to go back to, and its step."""
+        """The newest checkpoint to go back to, finite as far as it can be seen, and its step."""
         steps: dict[str, int] = {}
         kept = [str(path) for path in sorted((self.folder / "checkpoints").glob("*.ckpt"))]
         for path in (*([str(trainer.ckpt_path)] if trainer.ckpt_path else []), *kept):
             try:
-                steps[path] = read_checkpoint(path)["global_step"]
+                found = read_checkpoint(path)
+                if not not_finite(found):
+                    steps[path] = found["global_step"]
             except CheckpointError:  # damaged: there may be another
                 continue
         # A run that was resumed from an early checkpoint may still have later ones of its first life.
@@ -119,6 +126,7 @@ class Rollback(pl.Callback):
 
     def _write(self, row: tuple[Any, ...]) -> None:
         path = self.folder / "rollbacks.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row] if path.is_file() else [COLUMNS, row]
         with open(path, "a", newline="") as file:
             csv.writer(file).writerows(rows)

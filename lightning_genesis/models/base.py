@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_genesis.callbacks.checkpoints import check_state
 from lightning_genesis.callbacks.finite_gate import FiniteGate
 from lightning_genesis.callbacks.geco import GECOCallback
 from lightning_genesis.errors import CheckpointError, ConfigurationError
@@ -413,7 +414,12 @@ class SceneModel(pl.LightningModule):
         return model if map_location is None else model.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the name of the model and every rank's random generators, as plain data."""
+        """Adds the name of the model and every rank's random generators, as plain data.
+
+        Raises:
+            NonFiniteError: on all ranks, if weights, moments or objective are not finite on one.
+        """
+        check_state(self.trainer, self, checkpoint)
         checkpoint["model_class"] = type(self).__name__
         checkpoint["random_states"] = random_states()
 
@@ -434,8 +440,12 @@ class SceneModel(pl.LightningModule):
         """Sets the generators last, after everything that draws while a run is set up.
 
         A resumed run takes up its own, rank by rank. Otherwise every rank gets noise of its own: all were
-        seeded alike to build the same model.
+        seeded alike to build the same model. What was summed up before, by a finder's steps or by a run that
+        was left in the middle of a step, is dropped.
         """
+        self.objective.forget()
+        self.finite = self.watched = None
+        self._logged, self._num_logged = {}, 0
         if len(self._resumed_random_states) == self.trainer.world_size:
             set_random_state(self._resumed_random_states[self.global_rank])
         elif self.trainer.world_size > 1 or self._resumed_random_states:

@@ -69,6 +69,9 @@ class Objective(nn.Module):
         del num_dimensions
         return None
 
+    def forget(self) -> None:
+        """Drops what `forward` has summed up for `update` and no checkpoint holds; training starts with it."""
+
     def log_values(self) -> dict[str, Tensor]:
         """What to log of the state, scalars by name."""
         return {}

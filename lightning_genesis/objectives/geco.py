@@ -93,13 +93,17 @@ class GECO(Objective):
         """See `Objective.weights`."""
         return torch.stack([torch.ones_like(self.beta), self.beta])
 
+    def forget(self) -> None:
+        """See `Objective.forget`."""
+        self._error, self._micro_batches = None, 0
+
     @torch.no_grad()
     def update(self, finite: Tensor | None = None) -> None:
         """See `Objective.update`. Nothing here waits for the device."""
         if self._error is None:
             return
         error = self._error / self._micro_batches
-        self._error, self._micro_batches = None, 0
+        self.forget()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(error)
             error = error / dist.get_world_size()
