@@ -178,12 +178,15 @@ def test_identity_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # ---------------------------------------------------------------- two at once
 
 
-def test_a_second_process_is_refused_until_the_first_dies(folder: Path) -> None:
+def test_a_second_process_is_refused_until_the_first_dies(
+    folder: Path, request: pytest.FixtureRequest
+) -> None:
     """Killed with SIGKILL, the first leaves nothing that holds the second up."""
     run = folder / "runs" / "twice"
     fit = ["fit", "--config", "tiny.yaml", "--run.name", "twice", "--ckpt_path", "last"]
     workers = ["--data.num_workers", "1", "--run.wandb", "false"]
     first = process(folder, *fit, *workers, "--trainer.max_steps", "100000")
+    request.addfinalizer(first.kill)
     while first.poll() is None and not (run / "checkpoints/last.ckpt").is_file():
         time.sleep(0.05)
     second = process(folder, *fit, *workers)
@@ -207,9 +210,13 @@ def test_lock_leaves_no_folder_behind(tmp_path: Path) -> None:
     with writing(tmp_path / "runs/a"):
         (tmp_path / "runs/a/metrics.csv").write_text("step\n")
     assert (tmp_path / "runs/a/metrics.csv").is_file()
-    code = f"from lightning_genesis.runs.lock import writing; writing(__import__('pathlib').Path({str(tmp_path)!r}) / 'runs/a').__enter__(); print('held', flush=True); input()"
+    code = (
+        "from pathlib import Path; from lightning_genesis.runs.lock import writing; "
+        f"writing(Path({str(tmp_path / 'runs/a')!r})).__enter__(); print('held', flush=True); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
-        assert other.stdout and other.stdin
+        assert other.stdout
+        assert other.stdin
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ConfigurationError, match=f"process {other.pid} on"), writing(tmp_path / "runs/a"):
             pass

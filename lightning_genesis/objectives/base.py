@@ -70,7 +70,7 @@ class Objective(nn.Module):
         return None
 
     def forget(self) -> None:
-        """Drops what `forward` has summed up for `update` and no checkpoint holds; training starts with it."""
+        """Drops what `forward` has summed up for `update`, which no checkpoint holds; training starts so."""
 
     def log_values(self) -> dict[str, Tensor]:
         """What to log of the state, scalars by name."""
