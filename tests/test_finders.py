@@ -76,7 +76,7 @@ def train(
 def test_training_after_finders_is_training_without(
     root: Path, name: str, objective: Any, tmp_path: Path
 ) -> None:
-    """Tensor for tensor, after one that tries learning rates up to 1 and one that tries batches of 4 and 8."""
+    """Tensor for tensor, after one that tries learning rates and one that tries batches of 4 and 8."""
     rates = LearningRateFinder(num_training_steps=3, update_attr=False, early_stop_threshold=None)
     sizes = BatchSizeFinder(init_val=4, max_trials=1, steps_per_trial=2)
     plain = train(root, name, objective(), 8, [], tmp_path)
