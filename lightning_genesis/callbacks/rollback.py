@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_genesis.callbacks.checkpoints import RunCheckpoints
@@ -133,8 +134,11 @@ class Rollback(pl.Callback):
 
 
 def restore(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Puts a checkpoint's weights, objective, optimiser and schedule into a running training, in place."""
+    """Puts a checkpoint's weights, average, objective, optimiser and schedule into a running training."""
     pl_module.load_state_dict(checkpoint["state_dict"])
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging):  # takes the average from there, and the weights in training
+            callback.on_load_checkpoint(trainer, pl_module, checkpoint)
     trainer.strategy.load_optimizer_state_dict(checkpoint)
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
         config.scheduler.load_state_dict(state)

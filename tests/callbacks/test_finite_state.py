@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from lightning_genesis.callbacks.rollback import RollbackOptions
+from lightning_genesis.callbacks.weight_average import WeightAverage
 from lightning_genesis.cli import main
 from lightning_genesis.errors import CheckpointError
 from lightning_genesis.runs.run import read_last_good
@@ -115,6 +116,23 @@ def test_a_mask_of_infinities_may_be_saved(tmp_path: Path) -> None:
     assert "what came of it is not finite: network.mask;" in run.message
 
 
+@pytest.mark.parametrize("place", [WEIGHT, "exp_avg"])
+def test_averaged_weights_go_back_too(place: str, tmp_path: Path) -> None:
+    """An average that has seen a NaN would keep it."""
+    average = WeightAverage(decay=0.5)
+    callbacks = [Poison(place), average]
+    run = Run(tmp_path, Faulty(), RollbackOptions(max_rollbacks=1), callbacks=callbacks)
+    assert run.message == ""
+    assert len(run.rows) == 1
+    for path in tmp_path.glob("checkpoints/*.ckpt"):
+        contents = read_checkpoint(path)
+        for state in (contents["state_dict"], contents["current_model_state"]):
+            assert all(bool(value.isfinite().all()) for value in state.values()), path
+        assert not_finite(contents) == ""
+    last = read_checkpoint(tmp_path / "checkpoints/last.ckpt")
+    assert not torch.equal(last["state_dict"][WEIGHT], last["current_model_state"][WEIGHT])
+
+
 def test_names_in_a_message() -> None:
     state = {f"w{number}": torch.tensor([NAN]) for number in range(5)}
     state |= {"empty": torch.zeros(0), "step": torch.tensor(3), "large": torch.full((2**10,), 3e38)}
@@ -126,6 +144,8 @@ def test_names_in_a_message() -> None:
         "the optimiser's exp_avg of b"
     )
     assert not_finite({"state_dict": {"large": state["large"]}, "optimizer_states": []}, ()) == ""
+    averaged = {"state_dict": {"w": torch.ones(1)}, "current_model_state": {"w": torch.tensor([NAN])}}
+    assert not_finite(averaged) == "the trained w"
     assert not_finite({"state_dict": {"objective.beta": torch.tensor([INF])}}) == "objective.beta"
 
 
