@@ -134,9 +134,9 @@ def _leaving_while_it_starts() -> Iterator[None]:
             os.write(2, f"{text}\n".encode())
         os._exit(STOPPED)
 
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread():  # Python allows it nowhere else
-        numbers = ()
+    # Python allows it nowhere else
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT) if is_main else ()
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if number != signal.SIGHUP or handler != signal.SIG_IGN:

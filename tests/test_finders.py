@@ -78,7 +78,7 @@ def test_training_after_finders_is_training_without(
 ) -> None:
     """Tensor for tensor, after one that tries learning rates and one that tries batches of 4 and 8."""
     rates = LearningRateFinder(num_training_steps=3, update_attr=False, early_stop_threshold=None)
-    sizes = BatchSizeFinder(init_val=4, max_trials=1, steps_per_trial=2)
+    sizes = BatchSizeFinder(init_val=4, max_trials=2, steps_per_trial=2)
     plain = train(root, name, objective(), 8, [], tmp_path)
     found = train(root, name, objective(), 4, [rates, sizes], tmp_path)
     assert sizes.optimal_batch_size == 8
@@ -91,7 +91,7 @@ def test_a_run_with_finders_is_resumed(root: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     lightning = "pytorch_lightning.callbacks"
     rates = {"num_training_steps": 15, "min_lr": 1e-5, "max_lr": 1e-2, "early_stop_threshold": None}
-    sizes = {"init_val": 4, "max_trials": 1, "steps_per_trial": 1}
+    sizes = {"init_val": 4, "max_trials": 2, "steps_per_trial": 1}
     config = {
         **TINY,
         "data": {**TINY["data"], "init_args": {**SIZES, "root": str(root), "batch_size": 2}},

@@ -212,7 +212,8 @@ def test_lock_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert (tmp_path / "runs/a/metrics.csv").is_file()
     code = (
         "from pathlib import Path; from lightning_genesis.runs.lock import writing; "
-        f"writing(Path({str(tmp_path / 'runs/a')!r})).__enter__(); print('held', flush=True); input()"
+        f"held = writing(Path({str(tmp_path / 'runs/a')!r})); held.__enter__(); print('held', flush=True); "
+        "input()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout

@@ -118,7 +118,7 @@ def test_nothing_is_downloaded_by_the_way(
     def no_download(*_: Any, **__: Any) -> None:
         pytest.fail("a download was started")
 
-    monkeypatch.setattr("data_modules.raw_source.download", no_download)
+    monkeypatch.setattr("data_modules.raw.fetch.download", no_download)
     model = ["--model", "VAE", "--data", kind.__name__, "--data.root", "nowhere", "--run.wandb", "false"]
     assert main([command, *model, "--trainer.accelerator", "cpu"]) == 2
     line = error_line(capsys)

@@ -82,7 +82,7 @@ class Rollback(pl.Callback):
             if isinstance(callback, FiniteGate):
                 callback.divergence, callback.recover = self.options.divergence, self.recover
             if isinstance(callback, RunCheckpoints):
-                callback.recover = lambda *where: self.recover(*where[:2], Failure(*where[2:], math.nan))
+                callback.recover = self._recover_state
 
     def recover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, failure: Failure) -> bool:
         """Goes back, on all ranks; False if there are no rollbacks left, or nothing to go back to."""
@@ -103,6 +103,11 @@ class Rollback(pl.Callback):
             f"rollback {self.used} of {self.options.max_rollbacks}"
         )
         return True
+
+    def _recover_state(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, cause: str
+    ) -> bool:
+        return self.recover(trainer, pl_module, Failure(step, cause, math.nan))
 
     def _choose(self, trainer: pl.Trainer, failed_at: int) -> tuple[str, int] | None:
         """The newest checkpoint to go back to, finite as far as it can be seen, and its step."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+from lightning_fabric.loggers.logger import _DummyExperiment
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.loggers.logger import DummyExperiment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lightning_genesis.errors import ConfigurationError
@@ -137,7 +137,7 @@ class RunWandbLogger(WandbLogger):
         except Exception as error:  # which of its errors is not documented
             reason = " ".join(str(error).split())[:100] or type(error).__name__
             rank_zero_warn(f"W&B: its process does not answer ({reason}); the run goes on without it")
-            self._experiment = DummyExperiment()  # type: ignore[assignment]
+            self._experiment = _DummyExperiment()  # type: ignore[assignment]
 
 
 def rewrite(path: Path, columns: list[str] | None, keep: Callable[[dict[str, str]], bool]) -> None:
