@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,13 @@ class ExperimentCLI(LightningCLI):
         self.run_options = RunOptions()
         self.prior: dict[str, Any] = {}  # what results say of the one that samples are drawn from
         self._held = ExitStack()
-        """What is given back when the command ends: the lock of the run's folder."""
+        """What is given back when the command ends: the lock of the run's folder, the handlers of signals."""
         self.identity = RunIdentity()
         # Other ranks are started by this command line again.
         sys_argv, sys.argv = sys.argv, [sys.argv[0], *self.arguments]
         try:
+            if self.arguments[0] == "fit":
+                self._held.enter_context(leaving_on_signal())
             super().__init__(
                 SceneModel,
                 SceneDataModule,
@@ -410,5 +412,4 @@ def _quieten() -> None:
 
 def main(args: Sequence[str]) -> None:
     """Runs one of Lightning's subcommands."""
-    with leaving_on_signal() if args[0] == "fit" else nullcontext():
-        ExperimentCLI(args)
+    ExperimentCLI(args)
