@@ -388,7 +388,7 @@ class ExperimentCLI(LightningCLI):
             if not is_dead_loader(error):
                 raise
             raise DataError(
-                f"{' '.join(str(error).split())} The run is saved in {last_good(self.trainer)}: the same "
+                f"{' '.join(str(error).split())} Last good checkpoint: {last_good(self.trainer)}; the same "
                 "command with --ckpt_path last goes on; --data.num_workers 0 needs the least memory"
             ) from error
         finally:

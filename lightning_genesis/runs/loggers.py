@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -132,11 +133,15 @@ class RunWandbLogger(WandbLogger):
 
     def guarded(self, call: Callable[[], Any]) -> None:
         """Calls what talks to W&B's process. If that is gone, says so once, and nothing is sent any more."""
+        import wandb
+
         try:
             call()
         except Exception as error:  # which of its errors is not documented
             reason = " ".join(str(error).split())[:100] or type(error).__name__
             rank_zero_warn(f"W&B: its process does not answer ({reason}); the run goes on without it")
+            with suppress(Exception):  # it would be asked once more when Python ends
+                wandb.teardown()
             self._experiment = _DummyExperiment()  # type: ignore[assignment]
 
 
