@@ -109,7 +109,8 @@ def test_nothing_is_downloaded_by_the_way(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The command stops with the one that prepares the data, and has written nothing."""
-    if command != "fit" and kind is not LARGE[0]:
+    is_odd = kind.__name__ == "Tetrominoes"  # 35 pixels, which not every model takes
+    if is_odd or (command != "fit" and kind is not LARGE[0]):
         with pytest.raises(DataError, match="run `lightning-genesis prepare"):
             kind(root=str(tmp_path)).prepare_data()
         return
