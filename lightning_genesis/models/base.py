@@ -414,11 +414,7 @@ class SceneModel(pl.LightningModule):
         return model if map_location is None else model.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the name of the model and every rank's random generators, as plain data.
-
-        Raises:
-            NonFiniteError: on all ranks, if weights, moments or objective are not finite on one.
-        """
+        """Adds the model's name and every rank's random generators; raises as `check_state` does."""
         check_state(self.trainer, self, checkpoint)
         checkpoint["model_class"] = type(self).__name__
         checkpoint["random_states"] = random_states()
@@ -440,8 +436,7 @@ class SceneModel(pl.LightningModule):
         """Sets the generators last, after everything that draws while a run is set up.
 
         A resumed run takes up its own, rank by rank. Otherwise every rank gets noise of its own: all were
-        seeded alike to build the same model. What was summed up before, by a finder's steps or by a run that
-        was left in the middle of a step, is dropped.
+        seeded alike to build the same model. What a finder or a run that was left has summed up is dropped.
         """
         self.objective.forget()
         self.finite = self.watched = None
