@@ -89,7 +89,7 @@ class StoreDataset(Dataset[Batch]):
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """A scheduler signals all processes of a job; one that loses its loaders could not save itself."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -5,10 +5,15 @@ for torch.
 """
 
 import errno
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from importlib import import_module
+from types import FrameType
 from typing import NamedTuple
 
 from lightning_genesis import __version__
@@ -26,6 +31,10 @@ ON_DISK = (
     errno.ELOOP,
 )
 """What is wrong with a disk or a path, not with the program: one line says it."""
+
+
+STOPPED = 75
+"""Exit code of what a signal has stopped, `errors.Stopped.exit_code`."""
 
 
 class Command(NamedTuple):
@@ -109,7 +118,34 @@ def main(args: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return _run(COMMANDS[command], command, rest)
+    with _leaving_while_it_starts() if command == "fit" else nullcontext():
+        return _run(COMMANDS[command], command, rest)
+
+
+@contextmanager
+def _leaving_while_it_starts() -> Iterator[None]:
+    """While `fit` imports what it needs, a signal ends it as it does later; an import is not to see it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        text = (
+            f"lightning-genesis: {signal.Signals(number).name}: stopped before training, nothing was unsaved"
+        )
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"{text}\n".encode())
+        os._exit(STOPPED)
+
+    # Python allows it nowhere else
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT) if is_main else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if number != signal.SIGHUP or handler != signal.SIG_IGN:
+            signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(command: Command, name: str, args: Sequence[str]) -> int:

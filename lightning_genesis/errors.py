@@ -17,7 +17,16 @@ class CheckpointError(UserError, ValueError):
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """A loss or gradient was not finite; the step that it belonged to changed no weight."""
+    """Something about a step was not finite: the step changed no weight, or what came of it was not saved.
+
+    Args:
+        message: one line.
+        cause: what was not finite, for what tries to go on.
+    """
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Stopped(UserError, RuntimeError):

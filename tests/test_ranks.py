@@ -35,7 +35,7 @@ def descent(name: str, steps: int, **options: Any) -> dict[str, Any]:
     config = experiment(name, {**tiny(name).options, **plain, **options})
     config["trainer"].update(max_steps=steps, val_check_interval=steps)
     if tiny(name).double:
-        config["trainer"]["precision"] = "64-true"
+        config["trainer"]["plugins"] = [{"class_path": "pytorch_lightning.plugins.DoublePrecision"}]
         set_probe(config, double=True)
     return config
 
@@ -154,7 +154,7 @@ def test_fifty_steps(trained: Path, one: str, other: str, ranks: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_fifty_steps_of_adam_in_double(name: str, tmp_path: Path) -> None:
     config = set_probe(experiment(name, tiny(name).options), double=True)
-    config["trainer"]["precision"] = "64-true"
+    config["trainer"]["plugins"] = [{"class_path": "pytorch_lightning.plugins.DoublePrecision"}]
     run(tmp_path, "fit", "large", config, "--data.batch_size", "8")
     config["trainer"].update(accumulate_grad_batches=2, val_check_interval=100)
     run(tmp_path, "fit", "two-accumulated", config, ranks=2)

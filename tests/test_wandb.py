@@ -22,7 +22,8 @@ def test_offline_run_is_read_back(
     args = ["fit", "--config", "tiny.yaml", "--run.name", "offline", "--run.wandb", "true"]
     assert main([*args, "--trainer.max_steps", "4"]) == 0
     folder = tmp_path / "runs/offline"
-    identity = (folder / "wandb-id.txt").read_text()
+    identity, owner = (folder / "wandb-id.txt").read_text().split()
+    assert owner == str(folder)
     (file,) = folder.glob(f"wandb/offline-run-*/run-{identity}.wandb")
     config, rows = read_run(file)
 
@@ -38,7 +39,7 @@ def test_offline_run_is_read_back(
 
     # a resumed run continues the same one
     assert main([*args, "--trainer.max_steps", "6", "--ckpt_path", "last"]) == 0
-    assert (folder / "wandb-id.txt").read_text() == identity
+    assert (folder / "wandb-id.txt").read_text().split() == [identity, owner]
     files = list(folder.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2
     resumed = next(read_run(other)[1] for other in files if other != file)

@@ -1,6 +1,7 @@
 """When a run is saved: the last state, the best one, and some to keep. Always between two steps."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.errors import ConfigurationError, NonFiniteError
+from lightning_genesis.storage.finite import not_finite
 
 BEST_BY = ("val/ari_fg", "val/elbo", "val/mse")
 """What the best checkpoint is chosen by: the first that the run logs."""
@@ -58,6 +60,8 @@ class RunCheckpoints(Checkpoint):
     saved when the next step starts, or at the end of training: all that belongs to the steps before is done
     then, and is on the disk before the checkpoint is.
 
+    A state that is not finite is saved nowhere: the run goes back, where `recover` can, or stops.
+
     The Trainer needs `DurableCheckpointIO` among its plugins.
 
     Args:
@@ -69,10 +73,14 @@ class RunCheckpoints(Checkpoint):
         self.folder, self.options = folder, options
         self.last_saved: Path | None = None
         """The newest checkpoint of this process."""
+        self.recover: Callable[[pl.Trainer, pl.LightningModule, int, str], bool] | None = None
+        """Tried with step and cause where the state is not finite; the run goes on if it says True."""
         self._monitor = options.monitor
         self._best: float | None = None
+        self._best_saved: float | None = None
         self._best_is_due = False
         self._step = 0
+        self._is_between = False
 
     # ---------------------------------------------------------------- state
 
@@ -83,7 +91,8 @@ class RunCheckpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the best so far, if it was chosen by the same value."""
         if self.options.monitor in (None, state_dict["monitor"]):
-            self._monitor, self._best = state_dict["monitor"], state_dict["best"]
+            self._monitor, best = state_dict["monitor"], state_dict["best"]
+            self._best = self._best_saved = best if best is not None and math.isfinite(best) else None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -98,10 +107,21 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What a resumed run was saved with need not be saved again."""
-        self._step = trainer.global_step
+        self._step, self._is_between = trainer.global_step, False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """From now on the state is whole, unless gradients are being accumulated or a validation begins."""
+        self._is_between = not trainer.fit_loop._should_accumulate()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A validation that is left early would be missed by the run that is resumed."""
+        self._is_between = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Decides whether this is the best so far."""
+        self._is_between = True
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         values = trainer.callback_metrics
@@ -117,7 +137,7 @@ class RunCheckpoints(Checkpoint):
         value = float(values[self._monitor])
         sign = -1 if self.options.least_is_best(self._monitor) else 1
         better = self._best is None or sign * value > sign * self._best
-        if better and not math.isnan(value):
+        if better and math.isfinite(value):
             self._best, self._best_is_due = value, True
 
     def on_train_batch_start(
@@ -130,19 +150,27 @@ class RunCheckpoints(Checkpoint):
         if step == self._step:  # gradients are being accumulated, or nothing was trained on yet
             return
         stopping = bool(getattr(pl_module, "stop_agreed", False))
-        self._save(trainer, last=stopping or self._is_due(step, self.options.last_every))
+        self._save(trainer, pl_module, last=stopping or self._is_due(step, self.options.last_every))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the end, whether or not it falls on an interval."""
         if not trainer.fast_dev_run and trainer.global_step != self._step:
-            self._save(trainer, last=True)
+            self._save(trainer, pl_module, last=True)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves what was trained before a loader died, if the step was over; several ranks would wait."""
+        due = self._is_between and trainer.global_step != self._step
+        if due and is_dead_loader(exception) and trainer.world_size == 1:
+            self._save(trainer, pl_module, last=True)
 
     # ---------------------------------------------------------------- saving
 
     def _is_due(self, step: int, every: int | None) -> bool:
         return every is not None and step // every > self._step // every
 
-    def _save(self, trainer: pl.Trainer, last: bool) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: bool) -> None:
         step = trainer.global_step
         # `last` comes last: it says that the others are there.
         names = [BEST] if self._best_is_due else []
@@ -152,11 +180,46 @@ class RunCheckpoints(Checkpoint):
         self._step, self._best_is_due = step, False
         for logger in trainer.loggers if names else ():
             logger.save()
+        try:
+            self._write(trainer, names)
+        except NonFiniteError as error:  # of the first of them: nothing was written
+            self._best = self._best_saved
+            if self.recover is None or not self.recover(trainer, pl_module, step - 1, error.cause):
+                raise
+            self._write(trainer, [name for name in names if name != BEST])
+        self._best_saved = self._best
+
+    def _write(self, trainer: pl.Trainer, names: Sequence[str]) -> None:
         for name in names:
             path = self.folder / name
             keep = {"previous": self.folder / PREVIOUS} if name == LAST else None
             trainer.save_checkpoint(path, weights_only=False, storage_options=keep)
             self.last_saved = path
+
+
+def is_dead_loader(error: BaseException) -> bool:
+    """Whether torch says that a loader's process was killed, for example for want of memory."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def check_state(trainer: pl.Trainer, module: pl.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Looks at what is about to be saved; all ranks have to call this.
+
+    Infinity is allowed in buffers of the network, which may hold it on purpose.
+
+    Raises:
+        NonFiniteError: on all ranks, if weights, moments or objective are not finite on one.
+    """
+    buffers = {name for name, _ in module.named_buffers() if not name.startswith("objective.")}
+    found = not_finite(checkpoint, buffers, [name for name, _ in module.named_parameters()])
+    if trainer.strategy.reduce_boolean_decision(not found, all=True):
+        return
+    cause = f"not finite: {found or 'the state of another rank'}"
+    raise NonFiniteError(
+        f"step {trainer.global_step - 1}: what came of it is {cause}; it was not saved and the run stops. "
+        f"Last good checkpoint: {last_good(trainer)}",
+        cause,
+    )
 
 
 def last_good(trainer: pl.Trainer) -> str:

@@ -1,16 +1,20 @@
 """Goes back to an earlier checkpoint, inside the running training, after a step that failed."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities import rank_zero_info
 
+from lightning_genesis.callbacks.checkpoints import RunCheckpoints
 from lightning_genesis.callbacks.finite_gate import DIVERGENCE, Failure, FiniteGate
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from lightning_genesis.storage.finite import not_finite
 
 COLUMNS = ("step", "cause", "value", "checkpoint", "checkpoint_step")
 
@@ -73,11 +77,13 @@ class Rollback(pl.Callback):
         self._restored = state_dict["restored"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Tells the gate of the model what to look for and what to try."""
+        """Tells the gate of the model what to look for and what to try, and what saves what to try."""
         for callback in trainer.callbacks:
             if isinstance(callback, FiniteGate):
                 callback.divergence = self.options.divergence
                 callback.recover = self.recover if self.options.max_rollbacks else None
+            if isinstance(callback, RunCheckpoints):
+                callback.recover = self._recover_state
 
     def recover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, failure: Failure) -> bool:
         """Goes back, on all ranks; False if there are no rollbacks left, or nothing to go back to."""
@@ -99,13 +105,20 @@ class Rollback(pl.Callback):
         )
         return True
 
+    def _recover_state(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, cause: str
+    ) -> bool:
+        return self.recover(trainer, pl_module, Failure(step, cause, math.nan))
+
     def _choose(self, trainer: pl.Trainer, failed_at: int) -> tuple[str, int] | None:
-        """The newest checkpoint to go back to, and its step."""
+        """The newest checkpoint to go back to, finite as far as it can be seen, and its step."""
         steps: dict[str, int] = {}
         kept = [str(path) for path in sorted((self.folder / "checkpoints").glob("*.ckpt"))]
         for path in (*([str(trainer.ckpt_path)] if trainer.ckpt_path else []), *kept):
             try:
-                steps[path] = read_checkpoint(path)["global_step"]
+                found = read_checkpoint(path)
+                if not not_finite(found):
+                    steps[path] = found["global_step"]
             except CheckpointError:  # damaged: there may be another
                 continue
         # A run that was resumed from an early checkpoint may still have later ones of its first life.
@@ -120,14 +133,18 @@ class Rollback(pl.Callback):
 
     def _write(self, row: tuple[Any, ...]) -> None:
         path = self.folder / "rollbacks.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row] if path.is_file() else [COLUMNS, row]
         with open(path, "a", newline="") as file:
             csv.writer(file).writerows(rows)
 
 
 def restore(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Puts a checkpoint's weights, objective, optimiser and schedule into a running training, in place."""
+    """Puts a checkpoint's weights, average, objective, optimiser and schedule into a running training."""
     pl_module.load_state_dict(checkpoint["state_dict"])
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging):  # takes the average from there, and the weights in training
+            callback.on_load_checkpoint(trainer, pl_module, checkpoint)
     trainer.strategy.load_optimizer_state_dict(checkpoint)
     for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=True):
         config.scheduler.load_state_dict(state)

@@ -1,6 +1,8 @@
 """What a run writes about itself: its configuration, and its numbers in step with its checkpoint."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import yaml
@@ -9,7 +11,7 @@ from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 
 from lightning_genesis.callbacks.run_identity import RunIdentity
-from lightning_genesis.runs.loggers import RunCSVLogger
+from lightning_genesis.runs.loggers import RunCSVLogger, RunWandbLogger
 
 
 class RunConfig(SaveConfigCallback):
@@ -44,7 +46,12 @@ class RunConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 tree = {**yaml.safe_load(text), **({"changes": changes} if changes else {})}
-                logger.experiment.config.update(tree, allow_val_change=True)
+                send = partial(_send, logger, tree)
+                logger.guarded(send) if isinstance(logger, RunWandbLogger) else send()
+
+
+def _send(logger: WandbLogger, tree: dict[str, Any]) -> None:
+    logger.experiment.config.update(tree, allow_val_change=True)
 
 
 class ContinueLog(pl.Callback):

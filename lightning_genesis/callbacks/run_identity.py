@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LearningRateFinder
 from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_genesis.optimization.optimizers import set_options
@@ -47,8 +48,11 @@ class RunIdentity(pl.Callback):
         checkpoint["changes"] = [list(change) for change in self.changes]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gives a resumed optimiser and its schedule the options that were changed."""
-        if self._new:
+        """Gives a resumed optimiser and its schedule the options that were changed; a new one what was found.
+
+        Lightning's finder sets the optimiser's learning rate, which a schedule then overwrites.
+        """
+        if self._new or any(isinstance(found, LearningRateFinder) for found in trainer.callbacks):
             model: Any = pl_module
             schedules: list[Any] = [one.scheduler for one in trainer.lr_scheduler_configs]
             for optimizer in trainer.optimizers:

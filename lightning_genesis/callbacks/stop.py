@@ -2,9 +2,10 @@
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -15,8 +16,10 @@ from pytorch_lightning.loggers import WandbLogger
 from lightning_genesis.callbacks.checkpoints import last_good
 from lightning_genesis.errors import Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Sent by schedulers before they kill, and by SLURM ahead of the time limit."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+"""Sent by schedulers before they kill, by SLURM ahead of the time limit, by a closing terminal, by Ctrl-C."""
+_early: list[str] = []
+"""Names of signals that came before training; the code that met one may not have passed it on."""
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -25,11 +28,25 @@ def _handle(numbers: tuple[signal.Signals, ...], handler: Handler) -> None:
 
     def in_this_process(number: int, frame: FrameType | None) -> None:
         if os.getpid() == owner:  # a loader's process is forked with it, and gets the signal too
+            if number == signal.SIGHUP:
+                _leave_the_terminal()
             handler(number, frame)
 
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
         for number in numbers:
-            signal.signal(number, in_this_process)
+            # `nohup` has a run outlive its terminal
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, in_this_process)
+
+
+def _leave_the_terminal() -> None:
+    """A terminal that is closed cannot be written to: every line printed from now on would be an error."""
+    silent = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(silent, descriptor)
+    os.close(silent)
 
 
 @contextmanager
@@ -37,11 +54,10 @@ def leaving_on_signal() -> Iterator[None]:
     """While nothing is trained, before and after the steps, leaves at once with the same exit code."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise Stopped(
-            f"{signal.Signals(number).name}: stopped outside the training steps, nothing was unsaved; the "
-            "same command with --ckpt_path last goes on"
-        )
+        _early.append(signal.Signals(number).name)
+        raise Stopped(_outside(_early[0]))
 
+    _early.clear()
     before = [signal.getsignal(number) for number in SIGNALS]
     _handle(SIGNALS, leave)
     try:
@@ -52,8 +68,15 @@ def leaving_on_signal() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def _outside(name: str) -> str:
+    return (
+        f"{name}: stopped outside the training steps, nothing was unsaved; the same command with "
+        "--ckpt_path last goes on"
+    )
+
+
 class StopOnSignal(Checkpoint):
-    """On SIGTERM, SIGUSR1 or Ctrl-C, finishes the step, saves `last.ckpt` and leaves with exit code 75.
+    """On one of `SIGNALS`, finishes the step, saves `last.ckpt` and leaves with exit code 75.
 
     A validation in progress is finished first. One signal to any of the ranks is enough: the request is
     reduced together with the flags of `FiniteGate`, so that all ranks stop after the same step. A second
@@ -82,7 +105,9 @@ class StopOnSignal(Checkpoint):
             self._received = signal.Signals(number).name
             module.stop_requested = True
 
-        _handle((*SIGNALS, signal.SIGINT), request)
+        _handle(SIGNALS, request)
+        if _early:
+            raise Stopped(_outside(_early[0]))
         loop: Any = trainer.fit_loop.epoch_loop
         loop._broadcast_sigterm_tensor = lambda: None
 
@@ -94,7 +119,8 @@ class StopOnSignal(Checkpoint):
             return
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                logger.experiment.mark_preempting()
+                with suppress(Exception):  # its process may be gone
+                    logger.experiment.mark_preempting()
         raise Stopped(
             f"{self._received or 'a signal to another rank'}: stopped after step {trainer.global_step}, "
             f"saved in {last_good(trainer)}; the same command with --ckpt_path last goes on from there"

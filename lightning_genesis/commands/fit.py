@@ -6,7 +6,8 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from data_modules import SceneDataModule
-from lightning_genesis.callbacks.checkpoints import CheckpointOptions, RunCheckpoints
+from data_modules import DataError, SceneDataModule
+from lightning_genesis.callbacks.checkpoints import (
+    CheckpointOptions,
+    RunCheckpoints,
+    is_dead_loader,
+    last_good,
+)
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.pictures import Pictures
 from lightning_genesis.callbacks.predictions import PredictionWriter
@@ -36,14 +42,17 @@ from lightning_genesis.commands.options import (
     RunOptions,
     check_classes,
     files_first,
+    place_given,
     refuse_linked_values,
 )
-from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.commands.trainer_options import settle, take_up_batch_size
+from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.runs.identity import check_optimizer_state, names_of, options_of
-from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
+from lightning_genesis.runs.lock import writing
+from lightning_genesis.runs.loggers import RunCSVLogger, RunWandbLogger, make_wandb_logger
 from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
 from lightning_genesis.runs.run import find_checkpoint, read_last_good
@@ -54,6 +63,7 @@ from lightning_genesis.storage.checkpoint import (
     read_checkpoint,
     set_aside,
 )
+from lightning_genesis.storage.finite import not_finite
 
 NOISE = (
     r".*overridden `on_after_batch_transfer`",  # on purpose: bytes become floats in one place
@@ -80,10 +90,14 @@ class ExperimentCLI(LightningCLI):
         check_classes(self.arguments)
         self.run_options = RunOptions()
         self.prior: dict[str, Any] = {}  # what results say of the one that samples are drawn from
+        self._held = ExitStack()
+        """What is given back when the command ends: the lock of the run's folder, the handlers of signals."""
         self.identity = RunIdentity()
         # Other ranks are started by this command line again.
         sys_argv, sys.argv = sys.argv, [sys.argv[0], *self.arguments]
         try:
+            if self.arguments[0] == "fit":
+                self._held.enter_context(leaving_on_signal())
             super().__init__(
                 SceneModel,
                 SceneDataModule,
@@ -100,6 +114,7 @@ class ExperimentCLI(LightningCLI):
             )
         finally:
             sys.argv = sys_argv
+            self._held.close()
 
     # ---------------------------------------------------------------- arguments
 
@@ -152,9 +167,14 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.subcommand]
         refuse_linked_values(config.model)
         self._set_up_run(config)
+        if self._trains(config):
+            self._held.enter_context(writing(self.run_options.folder))
         self._find_checkpoint(config)
 
     def _set_up_run(self, config: Any) -> None:
+        place = place_given(self.arguments)
+        if place is not None and place != Path(config.run.root, config.run.name):
+            config.run.root, config.run.name = str(place.parent), place.name
         if config.run.name is None:
             stem = (
                 Path(str(config.config[0])).stem
@@ -167,14 +187,14 @@ class ExperimentCLI(LightningCLI):
                 config.run.name = f"{stem}-{os.environ['WANDB_RUN_ID']}-seed{config.seed_everything}"
         self.run_options = RunOptions(**config.run.as_dict())
 
-    def _is_new_run(self, config: Any) -> bool:
+    def _trains(self, config: Any) -> bool:
         return self.subcommand == "fit" and not config.trainer.fast_dev_run and _is_main_process()
 
     def _find_checkpoint(self, config: Any) -> None:
         folder, path = self.run_options.folder, config.ckpt_path
         trained = any((folder / "checkpoints").glob("*.ckpt"))
         self.checkpoint: dict[str, Any] | None = None
-        if path is None and trained and self._is_new_run(config):
+        if path is None and trained and self._trains(config):
             raise ConfigurationError(
                 f"{folder} holds a trained run: resume it with --ckpt_path last, or give this one "
                 "another name with --run.name"
@@ -185,7 +205,7 @@ class ExperimentCLI(LightningCLI):
         elif path == "last":
             path, self.checkpoint = read_last_good(folder)
             newest = folder / "checkpoints" / "last.ckpt"
-            if path != newest and newest.is_file() and self._is_new_run(config):
+            if path != newest and newest.is_file() and self._trains(config):
                 # or the next save would put it in the place of the good one before it
                 rank_zero_warn(f"{newest} is kept as {set_aside(newest)}")
         elif path is not None:
@@ -193,6 +213,8 @@ class ExperimentCLI(LightningCLI):
             self.checkpoint = read_checkpoint(path)
         if self.checkpoint and "optimizer_states" not in self.checkpoint and self.subcommand == "fit":
             raise ConfigurationError(f"{path}: weights alone cannot be resumed; use --init_from")
+        if self.checkpoint and self.subcommand == "fit" and (found := not_finite(self.checkpoint)):
+            raise CheckpointError(f"{path}: not finite: {found}; go on from an earlier checkpoint")
         config.ckpt_path = None if path is None else str(path)
 
     # ---------------------------------------------------------------- instances
@@ -270,6 +292,7 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand == "fit":
             check_optimizer_state(checkpoint, self.model, path)
             self.identity.resume(checkpoint, names_of(config.change), path)
+            take_up_batch_size(self.datamodule, checkpoint, self.identity.options)
             if "run_options" in checkpoint:
                 return
         saved = checkpoint["hyper_parameters"]
@@ -301,7 +324,8 @@ class ExperimentCLI(LightningCLI):
         """Adds the callbacks and loggers of every run."""
         assert self.subcommand is not None
         config, run = self.config[self.subcommand], self.run_options
-        trainer = dict(self._get(self.config_init, "trainer", default={}))
+        resumes = self.subcommand == "fit" and self.checkpoint is not None
+        trainer = settle(self._get(self.config_init, "trainer", default={}), resumes=resumes)
         callbacks: list[Callback] = [self._get(self.config_init, "pictures"), PredictionWriter(run.folder)]
         if self.subcommand == "fit" and not trainer["fast_dev_run"]:
             if trainer["enable_checkpointing"] is not False:
@@ -340,9 +364,12 @@ class ExperimentCLI(LightningCLI):
     # ---------------------------------------------------------------- running
 
     def _prepare_data(self) -> None:
-        """Makes the store before other ranks start, so that none waits at a barrier for it."""
-        if _is_main_process() and isinstance(self.datamodule, SceneDataModule):
-            self.datamodule.prepare()
+        """Makes the store before other ranks start, so that none waits at a barrier for it.
+
+        What would take long, or a download, is left to `prepare`: see `SceneDataModule.prepares_on_fit`.
+        """
+        if _is_main_process():
+            self.datamodule.prepare_data()
 
     def before_fit(self) -> None:
         """Prepares the data."""
@@ -355,13 +382,20 @@ class ExperimentCLI(LightningCLI):
         """Runs it and closes the W&B run, which would otherwise stay open in this process."""
         failed = True
         try:
-            with leaving_on_signal() if subcommand == "fit" else nullcontext():
-                super()._run_subcommand(subcommand)
+            super()._run_subcommand(subcommand)
             failed = False
+        except RuntimeError as error:
+            if not is_dead_loader(error):
+                raise
+            raise DataError(
+                f"{' '.join(str(error).split())} Last good checkpoint: {last_good(self.trainer)}; the same "
+                "command with --ckpt_path last goes on; --data.num_workers 0 needs the least memory"
+            ) from error
         finally:
             for logger in self.trainer.loggers:
                 if isinstance(logger, WandbLogger) and logger._experiment is not None:
-                    logger.experiment.finish(exit_code=int(failed))
+                    close = partial(logger.experiment.finish, exit_code=int(failed))
+                    logger.guarded(close) if isinstance(logger, RunWandbLogger) else close()
 
 
 def _is_main_process() -> bool:

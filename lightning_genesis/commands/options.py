@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from data_modules import SceneDataModule
@@ -16,6 +18,7 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.runs.experiments import find_experiment
+from lightning_genesis.runs.run import place_of
 from lightning_genesis.storage.yaml_file import read_mapping
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -74,6 +77,26 @@ class Parser(LightningArgumentParser):
                 break
         options = [option for action in parser._actions for option in action.option_strings]
         raise ConfigurationError(explain(message, options)) from ex
+
+
+def place_given(arguments: Sequence[str]) -> Path | None:
+    """The run's folder that the last `--config` of a run means: the one that the file lies in.
+
+    None where the files are of no run, or where `--run.name` or `--run.root` choose a folder.
+    """
+    place: Path | None = None
+    for _, value in _values(arguments, ("--config", "-c")):
+        file = Path(value)
+        run = read_mapping(file).get("run") if file.is_file() else None
+        if isinstance(run, Mapping) and (run.get("name") is not None or run.get("root") is not None):
+            name, root = run.get("name"), run.get("root") or RunOptions.root
+            place = None if name is None else place_of(file, Path(str(root), str(name)))
+    chosen = [*_values(arguments, ("--run.name", "--run.root"))]
+    for _, value in _values(arguments, ("--run",)):
+        with suppress(yaml.YAMLError):
+            run = read_mapping(value) if Path(value).is_file() else yaml.safe_load(value)
+            chosen += [("--run", key) for key in ("name", "root") if isinstance(run, Mapping) and key in run]
+    return None if chosen else place
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:
@@ -141,11 +164,10 @@ def _class_paths_of_section(file: Path, key: str, section: Any) -> Iterator[tupl
 
 
 def _values(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for option in options:
-        for argument in arguments:
-            if argument.startswith(f"{option}="):
-                yield option, argument.partition("=")[2]
-        yield from (pair for pair in pairwise(arguments) if pair[0] == option)
+    for argument, following in pairwise([*arguments, ""]):
+        option, equals, value = argument.partition("=")
+        if option in options:
+            yield option, value if equals else following
 
 
 def _is_class_path(value: str) -> bool:

@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> None:
         root=options.root,
     )
     model = model.to(device)
-    data.prepare()
+    data.prepare_data()
     latents: dict[str, Latents] = {}
     counts: dict[Split, int | None] = {"train": options.num_train, "test": options.num_test}
     datasets = {split: _open(data, split) for split in counts}

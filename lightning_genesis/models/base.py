@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_genesis.callbacks.checkpoints import check_state
 from lightning_genesis.callbacks.finite_gate import FiniteGate
 from lightning_genesis.callbacks.geco import GECOCallback
 from lightning_genesis.errors import CheckpointError, ConfigurationError
@@ -119,10 +120,9 @@ class SceneModel(pl.LightningModule):
         self.learning_rate, self.optimizer_name = learning_rate, optimizer
         self.compile_mode = compile
         self._resumed_random_states: list[dict[str, Any]] = []
-        self.finite: Tensor | None = None
-        """Whether everything about the step is finite; `FiniteGate` sets it, `GECOCallback` asks."""
+        self.finite: Tensor | None = None  # everything about the step is; from FiniteGate for GECOCallback
+        # the step's terms for FiniteGate, which clears them: names, and the mean of each
         self.watched: tuple[tuple[str, ...], Tensor] | None = None
-        """The step's terms: names, and the mean of each; `FiniteGate` reads and clears it."""
         self._logged: dict[str, Tensor] = {}  # sums over the micro-batches since the last step
         self._num_logged = 0
         self.stop_requested = self.stop_agreed = False
@@ -417,7 +417,8 @@ class SceneModel(pl.LightningModule):
         return model if map_location is None else model.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the name of the model and every rank's random generators, as plain data."""
+        """Adds the model's name and every rank's random generators; raises as `check_state` does."""
+        check_state(self.trainer, self, checkpoint)
         checkpoint["model_class"] = type(self).__name__
         checkpoint["random_states"] = random_states()
 
@@ -438,8 +439,11 @@ class SceneModel(pl.LightningModule):
         """Sets the generators last, after everything that draws while a run is set up.
 
         A resumed run takes up its own, rank by rank. Otherwise every rank gets noise of its own: all were
-        seeded alike to build the same model.
+        seeded alike to build the same model. What a finder or a run that was left has summed up is dropped.
         """
+        self.objective.restart()
+        self.finite = self.watched = None
+        self._logged, self._num_logged = {}, 0
         if len(self._resumed_random_states) == self.trainer.world_size:
             set_random_state(self._resumed_random_states[self.global_rank])
         elif self.trainer.world_size > 1 or self._resumed_random_states:

@@ -163,6 +163,9 @@ class Objective(nn.Module):
         del num_dimensions
         return None
 
+    def restart(self) -> None:
+        """Drops what `forward` has summed up for `update`, which no checkpoint holds; training starts so."""
+
     def log_values(self) -> dict[str, Tensor]:
         """What to log of the state, scalars by name."""
         return {}

@@ -99,6 +99,10 @@ class GECO(Objective):
         """See `Objective.weights`."""
         return torch.stack([torch.ones_like(self.beta), self.beta])
 
+    def restart(self) -> None:
+        """See `Objective.restart`."""
+        self._error, self._micro_batches, self._is_shared = None, 0, False
+
     @torch.no_grad()
     def update(self, finite: Tensor | None = None) -> None:
         """See `Objective.update`. Nothing here waits for the device."""
@@ -111,7 +115,7 @@ class GECO(Objective):
             error = error / dist.get_world_size()
         if self._micro_batches > 1:
             error = error / self._micro_batches
-        self._error, self._micro_batches, self._is_shared = None, 0, False
+        self.restart()
         average, beta = self._moved(error)
         if finite is None:  # a checkpoint never holds a state that is not finite
             finite = torch.isfinite(average + beta).all()

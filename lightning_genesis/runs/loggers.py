@@ -5,14 +5,29 @@ import netrc
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+from lightning_fabric.loggers.logger import _DummyExperiment
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.storage.files import replacing
+
+WANDB_ID = "wandb-id.txt"
+"""In a run's folder: the id of its run of W&B, and the folder that it was made for."""
+
+
+class _WandbId(NamedTuple):
+    """What a `wandb-id.txt` says."""
+
+    run_id: str | None
+    folder: Path | None
 
 
 class _AppendingWriter(ExperimentWriter):
@@ -29,11 +44,26 @@ class _AppendingWriter(ExperimentWriter):
         """Keeps what is there; a resumed run continues it."""
 
     def save(self) -> None:
-        """Writes the rows, durably: a checkpoint that is saved next must not be ahead of its log."""
-        if self.metrics:
+        """Writes the rows, durably: a checkpoint that is saved next must not be ahead of its log.
+
+        Raises:
+            ConfigurationError: if they cannot be written.
+        """
+        if not self.metrics:
+            return
+        try:
+            if not os.path.isdir(self.log_dir):
+                rank_zero_warn(f"{self.log_dir} was deleted under the run; it is made anew")
+                os.makedirs(self.log_dir)
             super().save()
             with open(self.metrics_file_path) as file:
                 os.fsync(file.fileno())
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigurationError(
+                f"{self.metrics_file_path}: cannot be written ({reason}); the run stops, its last checkpoint "
+                "is what it was"
+            ) from error
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """Lightning's, except that a run killed meanwhile keeps its rows."""
@@ -83,6 +113,38 @@ class RunCSVLogger(CSVLogger):
             rewrite(path, None, lambda row: _number(row.get("step")) < step)
 
 
+class RunWandbLogger(WandbLogger):
+    """W&B's logger, except that the run goes on without it when its process has died."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs a row; see `guarded`."""
+        self.guarded(lambda: WandbLogger.log_metrics(self, metrics, step))
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
+        """Logs pictures; see `guarded`."""
+        self.guarded(lambda: WandbLogger.log_image(self, key, images, step, **options))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Logs values of the configuration; see `guarded`."""
+        self.guarded(lambda: WandbLogger.log_hyperparams(self, params))
+
+    def guarded(self, call: Callable[[], Any]) -> None:
+        """Calls what talks to W&B's process. If that is gone, says so once, and nothing is sent any more."""
+        import wandb
+
+        try:
+            call()
+        except Exception as error:  # which of its errors is not documented
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            rank_zero_warn(f"W&B: its process does not answer ({reason}); the run goes on without it")
+            with suppress(Exception):  # it would be asked once more when Python ends
+                wandb.teardown()
+            self._experiment = _DummyExperiment()  # type: ignore[assignment]
+
+
 def rewrite(path: Path, columns: list[str] | None, keep: Callable[[dict[str, str]], bool]) -> None:
     """Writes a CSV file anew, with other columns or fewer rows, under a temporary name first."""
     with open(path, newline="") as file:
@@ -107,24 +169,19 @@ def _number(text: str | None) -> float:
 def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     """A W&B logger that neither blocks nor asks: without an account or a connection it works offline.
 
-    The id of the run is kept in the folder, so that a resumed run continues it. `WANDB_MODE`, if set, decides
-    alone; `WANDB_PROJECT` names another project. In a sweep of W&B, its agent chooses the id and the project.
+    The id of the run is kept in the folder, so that a resumed run continues it, also from a new place; a copy
+    gets an id of its own. `WANDB_MODE`, if set, decides alone; `WANDB_PROJECT` names another project. In a
+    sweep of W&B, its agent chooses the id and the project.
     """
     import wandb
 
     offline = not os.environ.get("WANDB_MODE") and not _wandb_answers()
     if offline:
         rank_zero_info(f"W&B: no account or no connection; offline, files in {folder / 'wandb'}")
-    identity = folder / "wandb-id.txt"
-    if not identity.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = identity.with_suffix(".tmp")
-        temporary.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-        temporary.replace(identity)
-    run_id = identity.read_text().strip() if identity.is_file() else None
+    run_id = _wandb_id(folder)
     project = os.environ.get("WANDB_PROJECT", "lightning-genesis")
     settings = wandb.Settings(silent=True, console="off") if offline else None
-    logger = WandbLogger(
+    logger = RunWandbLogger(
         name=name,
         save_dir=folder.resolve(),  # W&B's service keeps the working directory that it was started in
         id=run_id,
@@ -135,6 +192,45 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning 2.6 sets it, W&B warns that it means nothing
     return logger
+
+
+def _wandb_id(folder: Path) -> str | None:
+    """The id in a run's folder; rank zero makes one where there is none, or only another folder's."""
+    file = folder / WANDB_ID
+    found = _read_wandb_id(file)
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return found.run_id
+    here = folder.resolve()
+    run_id = found.run_id
+    if run_id is not None and found.folder not in (None, here) and _is_at_home(found, folder):
+        rank_zero_info(f"W&B: {folder} is a copy of {found.folder}; it goes on as a run of its own")
+        run_id = None
+    run_id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    if (run_id, here) != found:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(f"{run_id}\n{here}\n", errors="surrogateescape")
+    return run_id
+
+
+def _is_at_home(found: _WandbId, folder: Path) -> bool:
+    """Whether the run of an id lies, apart from `folder`, in the folder that it was made for."""
+    assert found.folder is not None
+    original = found.folder / WANDB_ID
+    return (
+        original.is_file()
+        and not original.samefile(folder / WANDB_ID)
+        and _read_wandb_id(original).run_id == found.run_id
+    )
+
+
+def _read_wandb_id(file: Path) -> _WandbId:
+    try:
+        lines = file.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return _WandbId(None, None)
+    run_id, folder = (*(line.strip() or None for line in lines), None, None)[:2]
+    return _WandbId(run_id, None if folder is None else Path(folder))
 
 
 def _wandb_answers() -> bool:

@@ -6,8 +6,11 @@ runs/NAME/
   checkpoints/      last.ckpt, previous.ckpt (the last but one), best.ckpt, step-N.ckpt
   metrics.csv       one row per logged step; test.csv, validate.csv likewise
   pictures/         what the model sees, as PNG
-  wandb-id.txt      the W&B run, so that a resumed run continues it
+  wandb-id.txt      the W&B run, so that a resumed run continues it, and the folder that it belongs to
+  fit.lock          held while the run is trained
 ```
+
+A configuration that lies in such a folder means this folder, whatever it is called by now.
 """
 
 from pathlib import Path
@@ -16,10 +19,15 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.runs.lock import LOCK
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from lightning_genesis.storage.finite import not_finite
 from lightning_genesis.storage.yaml_file import read_mapping
 
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+CONFIG = "config.yaml"
+BESIDE = ("checkpoints", "metrics.csv", "wandb-id.txt", LOCK)
+"""What lies beside the `config.yaml` of a run: one of these from its start."""
 
 
 def find_checkpoint(run: Path, name: str | None = None) -> Path:
@@ -58,7 +66,7 @@ def find_file(path: Path, checkpoint: str | None = None) -> Path:
 
 
 def read_last_good(run: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint of a run that can be read, and its contents.
+    """The newest checkpoint of a run that can be read and is finite, and its contents.
 
     `last.ckpt`, else `previous.ckpt`, else the one of most steps among the others. Each that cannot be read
     is named in a warning; nothing is deleted or renamed.
@@ -89,10 +97,30 @@ def read_last_good(run: Path) -> tuple[Path, dict[str, Any]]:
 
 def _try_to_read(path: Path, damaged: list[str]) -> tuple[Path, dict[str, Any]] | None:
     try:
-        return path, read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
     except CheckpointError as error:
         damaged.append(str(error))
         return None
+    if found := not_finite(checkpoint):
+        damaged.append(f"{path}: not finite: {found}")
+        return None
+    return path, checkpoint
+
+
+def place_of(file: Path, named: Path) -> Path | None:
+    """The folder of the run whose configuration a file is; None where it is of no run.
+
+    Args:
+        file: a configuration.
+        named: the folder that it names. It is the result where it is the folder that the file lies in.
+    """
+    folder = file.parent
+    if file.name != CONFIG or not any((folder / name).exists() for name in BESIDE):
+        return None
+    if named.exists() and named.samefile(folder):
+        return named
+    # "." has no name of its own
+    return folder if folder.name not in ("", "..") else folder.resolve()
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -102,7 +130,7 @@ def read_config(run: Path) -> dict[str, Any]:
         CheckpointError: if the folder has none.
         ConfigurationError: if it cannot be read.
     """
-    file = run / "config.yaml"
+    file = run / CONFIG
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; give the folder of a run")
     return read_mapping(file, "a configuration")

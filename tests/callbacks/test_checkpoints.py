@@ -1,5 +1,6 @@
 """By what the best checkpoint is chosen."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,3 +37,13 @@ def test_best(monitor: str | None, mode: str | None, expected: float) -> None:
     rows = [(5.0, 1.0, 4.0, -2.0), (3.0, 6.0, 2.0, -1.0), (4.0, 2.0, 3.0, -1.5)]
     validations = [dict(zip(names, row, strict=False)) for row in rows]
     assert best(CheckpointOptions(monitor=monitor, mode=mode), validations) == expected
+
+
+def test_scores_that_are_not_finite_are_never_best() -> None:
+    scores = (math.nan, math.inf, -math.inf)
+    validations = [{"val/elbo": value} for value in (*scores, -3.0, *scores, -4.0)]
+    assert best(CheckpointOptions(), validations) == -3.0
+    assert best(CheckpointOptions(mode="min"), validations) == -4.0
+    callback = RunCheckpoints(Path("unused"), CheckpointOptions())
+    callback.load_state_dict({"monitor": "val/elbo", "best": math.inf})  # from before
+    assert callback.state_dict() == {"monitor": "val/elbo", "best": None}

@@ -1,0 +1,78 @@
+"""Options of Lightning's Trainer that mean something else here, or nothing that works."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, Timer
+from pytorch_lightning.utilities import rank_zero_info
+
+from data_modules import SceneDataModule
+from lightning_genesis.callbacks.time_limit import TimeLimit
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.precision import check_precision
+
+FINDERS = (LearningRateFinder, BatchSizeFinder)
+HANDING_BACK = ("spawn", "fork", "notebook")
+"""Ways to start ranks after which Lightning hands the weights back in a file that is no checkpoint."""
+
+
+def settle(trainer: dict[str, Any], *, resumes: bool) -> dict[str, Any]:
+    """The Trainer's arguments as they are meant, its callbacks as a list.
+
+    - `val_check_interval` as a share of an epoch implies a validation in every epoch.
+    - `max_time` is the time of a process, see `TimeLimit`.
+    - A resumed run keeps what its finders have found: they are left out.
+
+    Args:
+        trainer: as given; the classes in it are instances.
+        resumes: whether training goes on from a checkpoint.
+
+    Raises:
+        ConfigurationError: for a precision or a way to start ranks that does not work here.
+    """
+    trainer = dict(trainer)
+    check_precision(trainer.get("precision"))
+    _check_strategy(trainer.get("strategy"))
+    if isinstance(trainer.get("val_check_interval"), float) and not trainer.get("check_val_every_n_epoch"):
+        trainer["check_val_every_n_epoch"] = 1
+    given = trainer.get("callbacks") or []
+    callbacks: list[Callback] = [*given] if isinstance(given, list | tuple) else [given]
+    if resumes and any(isinstance(callback, FINDERS) for callback in callbacks):
+        rank_zero_info("note: the run goes on with what its finders found; they are not run again")
+        callbacks = [callback for callback in callbacks if not isinstance(callback, FINDERS)]
+    limit = trainer.get("max_time")
+    if limit is not None and not any(isinstance(callback, Timer) for callback in callbacks):
+        callbacks.append(TimeLimit(dict(limit) if isinstance(limit, Mapping) else limit))
+        trainer["max_time"] = None
+    trainer["callbacks"] = callbacks
+    return trainer
+
+
+def take_up_batch_size(
+    data: SceneDataModule, checkpoint: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Gives a resumed run the batch size that a finder has set: not that of its options.
+
+    Args:
+        data: of the run that resumes.
+        checkpoint: that it resumes from.
+        options: `options_of` the run that resumes; a batch size that was changed on purpose counts.
+    """
+    key = "data.batch_size"
+    saved = checkpoint.get("run_options", {}).get(key)
+    state = checkpoint.get(type(data).__qualname__)
+    found = state.get("batch_size") if isinstance(state, Mapping) else None
+    if type(found) is int and found > 0 and options.get(key) == saved:
+        data.batch_size = found
+
+
+def _check_strategy(strategy: Any) -> None:
+    method = getattr(strategy, "_start_method", None)
+    name = strategy if isinstance(strategy, str) else f"{type(strategy).__name__} by {method}"
+    parts = name.split("_") if isinstance(strategy, str) else [method]
+    if any(part in HANDING_BACK for part in parts):
+        raise ConfigurationError(
+            f"trainer.strategy: {name} starts ranks inside this process and cannot hand the weights back; "
+            "use ddp"
+        )
