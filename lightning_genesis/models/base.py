@@ -81,7 +81,6 @@ class SceneModel(pl.LightningModule):
     slots_in_order: bool = False
     """Whether `decode` depends on the order of the slots, as where masks come from stick breaking."""
     network: nn.Module
-
     decay_in_warmup = False
     """Whether the decay of the learning rate runs from step 0, not from the end of the warm-up."""
 
