@@ -8,6 +8,35 @@ from pathlib import Path
 
 from lightning_genesis.storage.yaml_file import read_mapping
 
+SAID = {
+    **dict.fromkeys(("lr", "learning_rate", "learning-rate"), "model.learning_rate 1e-4"),
+    **dict.fromkeys(("epochs", "epoch", "num_epochs", "n_epochs"), "trainer.max_epochs 10"),
+    **dict.fromkeys(("steps", "num_steps", "iterations", "iters"), "trainer.max_steps 1000"),
+    **dict.fromkeys(("batch", "batch_size", "batch-size", "bs"), "data.batch_size 32"),
+    **dict.fromkeys(("workers", "num_workers", "num-workers"), "data.num_workers 2"),
+    **dict.fromkeys(("num_slots", "slots", "K", "k"), "data.num_slots 5"),
+    **dict.fromkeys(("image_size", "img_size", "resolution"), "data.image_size 64"),
+    **dict.fromkeys(("dataset", "data_module", "datamodule"), "data MultiDSprites"),
+    **dict.fromkeys(("data_root", "data_dir", "data-dir", "root"), "data.root FOLDER"),
+    **dict.fromkeys(("optimizer", "optimiser", "optim"), "model.optimizer Adam"),
+    **dict.fromkeys(("weight_decay", "wd"), 'model.optimizer_options "{weight_decay: 0.01}"'),
+    **dict.fromkeys(("objective", "loss"), "model.objective GECO"),
+    **dict.fromkeys(("beta",), "model.objective FixedBeta --model.objective.beta 1.0"),
+    **dict.fromkeys(("gpus", "gpu", "num_gpus", "n_gpus"), "trainer.devices 2"),
+    **dict.fromkeys(("device", "cuda", "cpu"), "trainer.accelerator cpu"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "mixed_precision"), "trainer.precision bf16-mixed"),
+    **dict.fromkeys(("clip", "grad_clip", "clip_grad"), "trainer.gradient_clip_val 1.0"),
+    **dict.fromkeys(("resume", "resume_from", "resume_from_checkpoint", "continue"), "ckpt_path last"),
+    **dict.fromkeys(("ckpt", "checkpoint_path", "load", "load_from"), "ckpt_path FILE"),
+    **dict.fromkeys(("pretrained", "weights", "init", "finetune"), "init_from FILE"),
+    **dict.fromkeys(("seed", "random_seed"), "seed_everything 0"),
+    **dict.fromkeys(("name", "run_name", "exp_name", "experiment"), "run.name NAME"),
+    **dict.fromkeys(("output", "output_dir", "out", "logdir", "log_dir", "save_dir"), "run.root FOLDER"),
+    **dict.fromkeys(("wandb", "no_wandb", "offline"), "run.wandb false"),
+    **dict.fromkeys(("conf", "cfg", "configs", "config_file"), "config FILE"),
+}
+"""What people type, and the option that does it."""
+
 
 def check_config_files(arguments: Sequence[str]) -> None:
     """Looks at the files that `--config` names before the parser does, which answers some with a traceback.
@@ -49,12 +78,35 @@ def explain(message: str, options: Iterable[str]) -> str:
     if unknown_option:
         name = unknown_option[1].lstrip("-")
         hint = "`lightning-genesis COMMAND --help` lists all"
-        return f"no option {name!r}{_closest(name, names)}; {hint}"
+        if not unknown_option[1].startswith("-"):
+            return f"{name!r}: expected an option, which starts with --; {hint}"
+        return f"no option {name!r}{_meant(name, names)}; {hint}"
+
+    union = re.search(r"any of the Union subtypes Subtypes: \[(.+)\] Errors: .* Given value: (.+)$", text)
+    if union:
+        return f"{where}expected {_plain_types(union[1])}, found {union[2]!r}"
 
     expected = re.search(r"Expected an? (.+?)\. Got value: (.+)", text)
     if expected:
         return f"{where}expected {_plain_type(expected[1])}, found {expected[2]!r}"
     return text
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    """The option that does what somebody else's option of this name does, else the closest of ours."""
+    said = SAID.get(name, SAID.get(name.rpartition(".")[2]) if "." not in name else None)
+    if said is None and "." not in name:
+        said = next((option for option in names if option.endswith(f".{name}")), None)
+    return f" (did you mean --{said}?)" if said else _closest(name, names)
+
+
+def _plain_types(text: str) -> str:
+    """The parser's list of types, in words: literals, then names of types, each once."""
+    literals = [value for group in re.findall(r"Literal\[([^\]]*)\]", text) for value in group.split(", ")]
+    kinds = re.findall(r"<class '([\w.]+)'>", text)
+    words = [value.strip("'") for value in literals] + [kind.rpartition(".")[2] for kind in kinds]
+    words = ["null" if word in ("NoneType", "None") else word for word in words]
+    return "one of " + ", ".join(dict.fromkeys(words)) if words else text
 
 
 def _plain_type(text: str) -> str:

@@ -37,6 +37,8 @@ STOPPED = Stopped.exit_code
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 POLL = 0.2
 """Seconds between looks at the processes."""
+TEST_ONLY = ("protocol", "importance_samples", "fid", "structure")
+"""Options, or sections of them, that `test` alone heeds."""
 OURS = ("--seed_everything", "--ckpt_path")
 """Options of `fit` that the sweep sets."""
 
@@ -64,6 +66,7 @@ class Sweep:
         root: folder of the runs.
         seeds: of the runs.
         options: of `fit`.
+        test_options: of `test` alone.
         digest: of the configuration; a run that was finished with another one is taken up again.
         gpus: identifiers, one seed at a time on each; one seed at a time altogether if empty.
     """
@@ -74,6 +77,7 @@ class Sweep:
     options: Sequence[str]
     digest: str
     gpus: Sequence[str] = ()
+    test_options: Sequence[str] = ()
     runs: list[Seed] = field(init=False)
     signals: list[str] = field(init=False, default_factory=list)
     """Names of those that were received."""
@@ -154,7 +158,8 @@ class Sweep:
         if seed.stage == "fit":
             own = ["--seed_everything", str(seed.number), "--run.name", seed.folder.name]
             return ["fit", *self.options, *own, "--ckpt_path", "last"]
-        return ["test", "--config", str(seed.folder / "config.yaml"), "--ckpt_path", "last"]
+        config = ["--config", str(seed.folder / "config.yaml")]
+        return ["test", *config, *self.test_options, "--ckpt_path", "last"]
 
     def _is_over(self, seed: Seed) -> bool:
         """Notes what a process did and starts the next stage, if there is one."""
@@ -287,7 +292,9 @@ def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> 
     for option in OURS:
         if any(argument == option or argument.startswith(f"{option}=") for argument in options):
             raise ConfigurationError(f"sweep: {option} is set by the sweep itself; leave it out")
-    config = _print_config(options)
+    options, test_options = _of_stages(options)
+    config = _print_config("fit", options)
+    tested = _print_config("test", [*options, *test_options]) if test_options else {}
     if config["trainer"]["fast_dev_run"]:
         raise ConfigurationError(
             "sweep: a fast_dev_run leaves nothing to test; leave trainer.fast_dev_run out"
@@ -296,12 +303,24 @@ def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> 
     if name is None:
         file = _first_config(options)
         name = Path(file).stem if file else config["model"]["class_path"].rpartition(".")[2]
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-    return Sweep(name, Path(config["run"]["root"]), seeds, options, digest, gpus)
+    digested = [config, tested] if test_options else config
+    digest = hashlib.sha256(json.dumps(digested, sort_keys=True, default=str).encode()).hexdigest()
+    return Sweep(name, Path(config["run"]["root"]), seeds, options, digest, gpus, test_options)
 
 
-def _print_config(options: Sequence[str]) -> dict[str, Any]:
-    command = [*COMMAND, "fit", *options, "--print_config"]
+def _of_stages(options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options of `fit`, and those of `test` alone, which `fit` refuses."""
+    stages: tuple[list[str], list[str]] = ([], [])
+    place = 0
+    for option in options:
+        if option.startswith("--"):
+            place = int(option[2:].partition("=")[0].partition(".")[0] in TEST_ONLY)
+        stages[place].append(option)
+    return stages
+
+
+def _print_config(stage: str, options: Sequence[str]) -> dict[str, Any]:
+    command = [*COMMAND, stage, *options, "--print_config"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("lightning-genesis: ")]
@@ -309,7 +328,9 @@ def _print_config(options: Sequence[str]) -> dict[str, Any]:
         raise ConfigurationError(last.removeprefix("lightning-genesis: ").removeprefix("error: "))
     config = yaml.safe_load(done.stdout)
     if not isinstance(config, dict):
-        raise ConfigurationError(f"sweep: no configuration from `fit {' '.join(options)} --print_config`")
+        raise ConfigurationError(
+            f"sweep: no configuration from `{' '.join([stage, *options])} --print_config`"
+        )
     return config
 
 
