@@ -13,6 +13,7 @@ import jsonargparse._typehints as parsing
 from jsonargparse import Namespace
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from data_modules import DataError
 from lightning_genesis.bounds import check_number
 from lightning_genesis.classes import constructor_parameters
 from lightning_genesis.commands.sweep import TEST_ONLY
@@ -155,18 +156,27 @@ def mistakes_in_one_line(option: str, *, running: bool = False) -> Iterator[None
     """
     try:
         yield
-    except (UserError, OSError):
-        raise
     except Exception as error:
-        modules = list(_modules(error))
+        # The parser wraps what a constructor raises; the innermost error says it best.
+        chain = list(_causes(error))
+        innermost = chain[-1]
+        modules = [name for one in chain for name in _modules(one)]
         ours = all(name.partition(".")[0] in (*_KNOWN, *sys.stdlib_module_names) for name in modules)
         complaint = isinstance(error, MisconfigurationException) or (
             type(error) is RuntimeError and modules[-1].startswith("pytorch_lightning.callbacks.")
         )
-        if not ours or (running and not complaint):
+        told = any(isinstance(one, UserError | DataError | OSError) for one in chain)
+        if told or not ours or (running and not complaint):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(innermost).split())[:300] or type(innermost).__name__
         raise ConfigurationError(f"{option}: {reason}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised from, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _modules(error: BaseException) -> Iterator[str]:

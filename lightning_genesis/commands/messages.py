@@ -1,12 +1,14 @@
 """Turns the argument parser's explanations into one line that names what would have worked."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from lightning_genesis.storage.yaml_file import read_mapping
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.storage.yaml_file import read_mapping, read_yaml
 
 SAID = {
     **dict.fromkeys(("lr", "learning_rate", "learning-rate"), "model.learning_rate 1e-4"),
@@ -38,17 +40,66 @@ SAID = {
 """What people type, and the option that does it."""
 
 
+SECTIONS = (
+    *("model", "data", "trainer", "model.objective"),
+    *(f"trainer.{name}" for name in ("callbacks", "logger", "plugins", "profiler", "strategy")),
+    *("run", "checkpoint", "rollback", "pictures", "fid", "structure"),
+)
+"""Options that take a file of such a section as well."""
+
+
 def check_config_files(arguments: Sequence[str]) -> None:
-    """Looks at the files that `--config` names before the parser does, which answers some with a traceback.
+    """Looks at the files that a command line names before the parser does, which has no bounds.
 
     Raises:
-        ConfigurationError: for a file that is no YAML mapping; one that is not there is left to the parser.
+        ConfigurationError: for a configuration that is no YAML mapping, or a section that is no YAML, and for
+            files that these name; one that is not there is left to the parser.
     """
-    pairs = [argument.split("=", 1) for argument in arguments if argument.startswith("--config=")]
-    pairs += [list(pair) for pair in pairwise(arguments) if pair[0] in ("--config", "-c")]
-    for path in (Path(value) for _, value in pairs):
-        if path.exists():
-            read_mapping(path, "a mapping with model, data and trainer")
+    for option, value in _given(arguments):
+        name = option.removeprefix("--")
+        path = Path(value)
+        if name in ("config", "-c"):
+            if _exists(path):
+                _check_nested(read_mapping(path, "a mapping with model, data and trainer"), path, {path})
+        elif name in SECTIONS and _exists(path) and not path.is_dir():
+            _check_nested(read_yaml(path, f"a section {name}"), path, {path})
+
+
+def _given(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options and their values."""
+    for argument, following in pairwise([*arguments, ""]):
+        option, is_pair, value = argument.partition("=")
+        if argument.startswith("-") and (value if is_pair else following):
+            yield option, value if is_pair else following
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a null byte
+        return False
+
+
+def _check_nested(content: Any, file: Path, seen: set[Path]) -> None:
+    """Reads the files that the values of a file name, as the parser will.
+
+    Raises:
+        ConfigurationError: for one that names itself, in the end, or is no YAML.
+    """
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and value.endswith((".yaml", ".yml")):
+            for path in (file.parent / value, Path(value)):
+                if _exists(path) and path.is_file():
+                    if path.resolve() in {one.resolve() for one in seen}:
+                        raise ConfigurationError(f"{file}: names {value}, which names it in turn")
+                    _check_nested(read_yaml(path), path, {*seen, path})
+                    break
 
 
 def explain(message: str, options: Iterable[str]) -> str:
@@ -72,21 +123,32 @@ def explain(message: str, options: Iterable[str]) -> str:
     unknown_argument = re.fullmatch(r"Option '([\w.]+)' is not accepted", text)
     if unknown_argument:
         name = unknown_argument[1]
-        return f"no option {name!r}{_closest(name, names)}; there are {', '.join(names)}"
+        if not names:
+            return f"{where}no option {name!r} there: give its class first, as in --model.objective GECO"
+        said = SAID.get(name, "").partition(" ")[0].rpartition(".")[2]
+        closest = f" (did you mean {said}?)" if said in names else _closest(name, names)
+        return f"no option {name!r}{closest}; there are {', '.join(names)}"
 
     unknown_option = re.search(r"(?:unrecognized arguments: |does not accept option ')([-\w.+]+)", text)
     if unknown_option:
         name = unknown_option[1].lstrip("-")
         hint = "`lightning-genesis COMMAND --help` lists all"
+        if not name:
+            return f"{unknown_option[1]!r}: expected the name of an option after it; {hint}"
         if not unknown_option[1].startswith("-"):
             return f"{name!r}: expected an option, which starts with --; {hint}"
         return f"no option {name!r}{_meant(name, names)}; {hint}"
 
-    union = re.search(r"any of the Union subtypes Subtypes: \[(.+)\] Errors: .* Given value: (.+)$", text)
+    missing = re.search(r"the following arguments are required: (.+)", text)
+    if missing:
+        wanted = [f"--{part.rpartition('.')[2]}" for part in missing[1].split(", ")]
+        return f"{' and '.join(wanted)} missing: give them, or an experiment with --config FILE"
+
+    union = re.search(r"any of the Union subtypes Subtypes: \[(.+)\] Errors: .* Given value: ?(.*)$", text)
     if union:
         return f"{where}expected {_plain_types(union[1])}, found {union[2]!r}"
 
-    expected = re.search(r"Expected an? (.+?)\. Got value: (.+)", text)
+    expected = re.search(r"Expected an? (.+?)\. Got value: ?(.*)", text)
     if expected:
         return f"{where}expected {_plain_type(expected[1])}, found {expected[2]!r}"
     return text
@@ -110,6 +172,8 @@ def _plain_types(text: str) -> str:
 
 
 def _plain_type(text: str) -> str:
+    if "Literal[" in text:
+        return _plain_types(text)
     return re.sub(r"<class '([\w.]+)'>", r"\1", text)
 
 

@@ -118,9 +118,13 @@ class Sweep:
             seed.outcome = "done"
             print(f"seed {seed.number}: finished before")
             return False
-        seed.folder.mkdir(parents=True, exist_ok=True)
-        # Its processes hold the lock too: they may outlive a sweep that is killed.
-        seed.lock = open(seed.folder / LOCK, "w")  # noqa: SIM115  (closed when the run is over)
+        try:
+            seed.folder.mkdir(parents=True, exist_ok=True)
+            # Its processes hold the lock too: they may outlive a sweep that is killed.
+            seed.lock = open(seed.folder / LOCK, "w")  # noqa: SIM115  (closed when the run is over)
+        except OSError as error:
+            seed.outcome = f"{seed.folder}: {error.strerror}, expected a folder of a run, or none"
+            return False
         try:
             fcntl.flock(seed.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
