@@ -25,7 +25,7 @@ from lightning_genesis.interop.reading import read_flags, read_official
 from lightning_genesis.report.page import _embed
 from lightning_genesis.report.runs import read_run
 from lightning_genesis.runs.loading import load, load_model
-from lightning_genesis.runs.results import Result, read_result
+from lightning_genesis.runs.results import Result, read_result, write_result
 from lightning_genesis.runs.wandb_file import read_rows
 from lightning_genesis.storage.checkpoint import read_checkpoint, write_checkpoint
 from lightning_genesis.storage.yaml_file import read_mapping, read_yaml

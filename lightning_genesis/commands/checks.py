@@ -3,6 +3,8 @@
 Options that the command does not heed, values that would train nothing, what Lightning complains of.
 """
 
+import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from lightning_genesis.bounds import check_number
 from lightning_genesis.classes import constructor_parameters
 from lightning_genesis.commands.sweep import TEST_ONLY
 from lightning_genesis.errors import ConfigurationError, UserError
+from lightning_genesis.models.contract import LINKED
 
 ONLY_IN = {
     **dict.fromkeys(TEST_ONLY, "test"),
@@ -68,6 +71,8 @@ def check_values(command: str, config: Namespace) -> None:
     Raises:
         ConfigurationError: naming the option, the value and what was expected.
     """
+    for section in ("model", "data"):
+        _refuse_nulls(section, config[section])
     check_number("seed_everything", config.seed_everything, 0, LARGEST_SEED, whole=True)
     trainer: Mapping[str, Any] = config.trainer.as_dict()
     for name, least in _LEAST.items():
@@ -85,6 +90,26 @@ def check_values(command: str, config: Namespace) -> None:
         for name in ("max_steps", "max_epochs") if command == "fit" else ():
             if trainer[name] == 0:
                 raise ConfigurationError(f"trainer.{name}=0: trains nothing; expected -1, or 1 or more")
+
+
+def _refuse_nulls(section: str, spec: Any) -> None:
+    """The parser takes null for every option of a class."""
+    if not isinstance(spec, Namespace) or "class_path" not in spec:
+        return
+    parameters = constructor_parameters(_class_at(spec.class_path) or object)
+    for name, value in (spec.get("init_args") or Namespace()).items(branches=True, nested=False):
+        if value is not None:
+            _refuse_nulls(f"{section}.{name}", value)
+        elif name in parameters and name not in LINKED:
+            kind = parameters[name].annotation
+            if kind is not inspect.Parameter.empty and not re.search(r"None|Any|Optional", str(kind)):
+                raise ConfigurationError(f"{section}.{name}=null: expected {getattr(kind, '__name__', kind)}")
+
+
+def _class_at(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
 
 
 # ---------------------------------------------------------------- another class than a file's
@@ -119,11 +144,7 @@ def fresh_classes() -> Iterator[dict[tuple[str, str], list[str]]]:
 
 
 def _is_default(path: str, name: str, value: Any) -> bool:
-    module, _, kind = path.rpartition(".")
-    found = getattr(sys.modules.get(module), kind, None)
-    if not isinstance(found, type):
-        return False
-    parameter = constructor_parameters(found).get(name)
+    parameter = constructor_parameters(_class_at(path) or object).get(name)
     return parameter is not None and (parameter.default == value or value is None)
 
 

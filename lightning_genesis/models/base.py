@@ -20,6 +20,7 @@ from lightning_genesis.metrics import Convention, bits_per_dimension, mean_squar
 from lightning_genesis.metrics.slot_count import slot_count_error
 from lightning_genesis.models.contract import (
     check_class,
+    check_compile,
     check_per_image,
     check_plain,
     check_scene,
@@ -106,6 +107,7 @@ class SceneModel(pl.LightningModule):
         arguments = constructor_arguments(self)
         check_class(self, self.branches)
         check_learning_rate(learning_rate)
+        check_compile(compile)
         optimizer_options = effective_options(optimizer, optimizer_options)
         make_schedule(schedule, warmup_steps, decay_rate, decay_steps, final_factor)
         if isinstance(objective, Mapping):
