@@ -32,7 +32,7 @@ def check_number(
     is_number = isinstance(value, kind) and not isinstance(value, bool) and abs(value) < math.inf
     if is_number and (least < value < most if open_ends else least <= value <= most):
         return
-    low = "" if least == -math.inf else f" {'above' if open_ends else 'from'} {least:g}"
-    high = "" if most == math.inf else f" {'below' if open_ends else 'to'} {most:g}"
+    low = "" if least == -math.inf else f" {'above' if open_ends else 'from'} {least:.12g}"
+    high = "" if most == math.inf else f" {'below' if open_ends else 'to'} {most:.12g}"
     what = "whole number" if whole else "number"
     raise ConfigurationError(f"{name}={value!r}: expected a finite {what}{low}{high}")

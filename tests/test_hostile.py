@@ -64,7 +64,7 @@ def test_the_corpora_tell_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ("a: &a [*a]", "refers to itself"),
         ("a: &a [1, 2]\n" + "".join(f"b{n}: &b{n} [{'*a, ' * 9}*a]\n" for n in range(3)) + "c: [*b0]", None),
-        ("\n".join(f"{n * (2**61 - 1)}: 0" for n in range(24_000)), "keys that are no text"),
+        ("\n".join(f"{n * (2**61 - 1)}: 0" for n in range(9_000)), "keys that are no text"),
         ("a: &a {b: 1}\nc: {<<: [" + ", ".join(["*a"] * 5000) + "]}", "merges more than 100"),
         ("a: " + "1:" * 50_000 + "1", "a number of more than 1000 characters"),
         ("a: 0x" + "f" * 50_000, "a number of more than 1000 characters"),
@@ -151,7 +151,7 @@ def test_bytes_are_stored_in_latin1_alone(tmp_path: Path, codec: str) -> None:
 def test_bytes_survive(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     contents: dict[str, Any] = {"state_dict": {}, "model_class": "A", "hyper_parameters": {}}
-    for value in (b"", b"abc", bytes(range(256))):
+    for value in (b"abc", bytes(range(256))):
         write_checkpoint(path, {**contents, "callbacks": {"mine": value}})
         assert read_checkpoint(path)["callbacks"] == {"mine": value}
     with_pickle(path, encoded("é" * 1_000_000, "latin1", 5000))
@@ -271,7 +271,7 @@ def test_curves_of_extreme_values(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    run = a_run(tmp_path / os.fsdecode(b"\xff\x1b[2J"), {"ari_fg": 0.5}, seed=3)
+    run = a_run(tmp_path / "a", {"ari_fg": 0.5}).rename(tmp_path / os.fsdecode(b"\xff\x1b[2J"))
     report([run], tmp_path / "out")
     page = (tmp_path / "out/report.html").read_bytes()
     assert b"\\udcff" in page

@@ -18,20 +18,21 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from data_modules import DataError
 from lightning_genesis.bounds import check_number
 from lightning_genesis.classes import constructor_parameters
-from lightning_genesis.commands.sweep import TEST_ONLY
+from lightning_genesis.commands.sweep import FIT_ONLY, TEST_ONLY
 from lightning_genesis.errors import ConfigurationError, UserError
 from lightning_genesis.models.contract import LINKED
 
 ONLY_IN = {
     **dict.fromkeys(TEST_ONLY, "test"),
-    **dict.fromkeys(("init_from", "checkpoint", "rollback"), "fit"),
+    **dict.fromkeys(FIT_ONLY, "fit"),
 }
 """Options that one command alone heeds. A configuration may hold them, since it is of a run's whole life."""
 LARGEST_SEED = 2**32 - 1
 """Of NumPy's generator."""
 _LEAST: dict[str, float] = {
-    **dict.fromkeys(("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps"), 1),
+    **dict.fromkeys(("accumulate_grad_batches", "check_val_every_n_epoch"), 1),
     **dict.fromkeys(("min_steps", "min_epochs", "overfit_batches", "gradient_clip_val"), 0),
+    "log_every_n_steps": 0,
     **dict.fromkeys(("max_steps", "max_epochs", "num_sanity_val_steps"), -1),
     **dict.fromkeys(("num_nodes", "reload_dataloaders_every_n_epochs"), 0),
 }

@@ -90,6 +90,8 @@ def _check_nested(content: Any, file: Path, seen: set[Path]) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):
+            if odd := [name for name in value if not isinstance(name, str)]:
+                raise ConfigurationError(f"{file}: has the key {odd[0]!r}, expected text")
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
@@ -117,6 +119,8 @@ def explain(message: str, options: Iterable[str]) -> str:
     unknown_class = re.search(r"Expected a dot import path string: ([\w.]+)", text)
     if unknown_class:
         known = _class_names(key[1] if key else "")
+        if not known:
+            return f"{where}no class {unknown_class[1]!r}: give its dotted path"
         name = unknown_class[1]
         return f"{where}no class {name!r}{_closest(name, known)}; known are {', '.join(known)}"
 
@@ -135,13 +139,14 @@ def explain(message: str, options: Iterable[str]) -> str:
         hint = "`lightning-genesis COMMAND --help` lists all"
         if not name:
             return f"{unknown_option[1]!r}: expected the name of an option after it; {hint}"
-        if not unknown_option[1].startswith("-"):
+        if text.startswith("unrecognized") and not unknown_option[1].startswith("-"):
             return f"{name!r}: expected an option, which starts with --; {hint}"
         return f"no option {name!r}{_meant(name, names)}; {hint}"
 
     missing = re.search(r"the following arguments are required: (.+)", text)
     if missing:
-        wanted = [f"--{part.rpartition('.')[2]}" for part in missing[1].split(", ")]
+        section = f"{key[1]}." if key else ""
+        wanted = [f"--{section}{part.rpartition('.')[2]}" for part in missing[1].split(", ")]
         return f"{' and '.join(wanted)} missing: give them, or an experiment with --config FILE"
 
     union = re.search(r"any of the Union subtypes Subtypes: \[(.+)\] Errors: .* Given value: ?(.*)$", text)
@@ -188,6 +193,8 @@ def _class_names(key: str) -> list[str]:
     from lightning_genesis.models import __all__ as models
     from lightning_genesis.objectives import __all__ as objectives
 
+    if key.startswith("trainer."):
+        return []  # Lightning's
     names = {"data": data, "objective": objectives}.get(key.split(".")[-1], models)
     hidden = ("SceneDataModule", "StorePlan", "DataError", "SceneModel", "Objective")
     return [name for name in names if name[0].isupper() and name not in hidden]

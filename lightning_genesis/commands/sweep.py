@@ -39,6 +39,8 @@ POLL = 0.2
 """Seconds between looks at the processes."""
 TEST_ONLY = ("protocol", "importance_samples", "fid", "structure")
 """Options, or sections of them, that `test` alone heeds."""
+FIT_ONLY = ("init_from", "checkpoint", "rollback")
+"""Options, or sections of them, that `fit` alone heeds."""
 OURS = ("--seed_everything", "--ckpt_path")
 """Options of `fit` that the sweep sets."""
 
@@ -296,9 +298,9 @@ def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> 
     for option in OURS:
         if any(argument == option or argument.startswith(f"{option}=") for argument in options):
             raise ConfigurationError(f"sweep: {option} is set by the sweep itself; leave it out")
-    options, test_options = _of_stages(options)
+    options, test_options = _apart(options, TEST_ONLY)
     config = _print_config("fit", options)
-    tested = _print_config("test", [*options, *test_options]) if test_options else {}
+    tested = _print_config("test", [*_apart(options, FIT_ONLY)[0], *test_options]) if test_options else {}
     if config["trainer"]["fast_dev_run"]:
         raise ConfigurationError(
             "sweep: a fast_dev_run leaves nothing to test; leave trainer.fast_dev_run out"
@@ -312,15 +314,15 @@ def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> 
     return Sweep(name, Path(config["run"]["root"]), seeds, options, digest, gpus, test_options)
 
 
-def _of_stages(options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options of `fit`, and those of `test` alone, which `fit` refuses."""
-    stages: tuple[list[str], list[str]] = ([], [])
+def _apart(options: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options, with their values, of other names or sections, and of these."""
+    parts: tuple[list[str], list[str]] = ([], [])
     place = 0
     for option in options:
-        if option.startswith("--"):
-            place = int(option[2:].partition("=")[0].partition(".")[0] in TEST_ONLY)
-        stages[place].append(option)
-    return stages
+        if option.startswith("--") or option == "-c":
+            place = int(option.lstrip("-").partition("=")[0].partition(".")[0] in names)
+        parts[place].append(option)
+    return parts
 
 
 def _print_config(stage: str, options: Sequence[str]) -> dict[str, Any]:
