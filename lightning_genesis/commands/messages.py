@@ -145,11 +145,14 @@ def explain(message: str, options: Iterable[str]) -> str:
 
     missing = re.search(r"the following arguments are required: (.+)", text)
     if missing:
-        section = f"{key[1]}." if key else ""
-        wanted = [f"--{section}{part.rpartition('.')[2]}" for part in missing[1].split(", ")]
-        return f"{' and '.join(wanted)} missing: give them, or an experiment with --config FILE"
+        wanted = [part.rpartition(".")[2] for part in missing[1].split(", ")]
+        if "config" not in names:  # of a class
+            return f"{where}{', '.join(wanted)} missing"
+        return f"--{' and --'.join(wanted)} missing: give them, or an experiment with --config FILE"
 
     union = re.search(r"any of the Union subtypes Subtypes: \[(.+)\] Errors: .* Given value: ?(.*)$", text)
+    if union and (inner := re.search(r" - ([\w, ]+ missing) -", text)):
+        return f"{where}{inner[1]}"
     if union:
         return f"{where}expected {_plain_types(union[1])}, found {union[2]!r}"
 
