@@ -124,10 +124,10 @@ def options_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str,
 
 
 CHANGES = [
-    (["--model", "SRI"], "model", "latent_dim", 64),
+    (["--model", "SRI"], "model", "std", 0.7),
     (["--model.objective", "GECO"], "model.objective", "beta", 1.0),
     (["--data", "ImageFolder", "--data.folder", "f"], "data", "batch_size", 32),
-    (["--config", "second.yaml"], "model", "latent_dim", 64),
+    (["--config", "second.yaml"], "model", "std", 0.7),
 ]
 
 
@@ -141,7 +141,7 @@ def test_a_changed_class_starts_from_its_own_defaults(
     value: object,
 ) -> None:
     objective = {"class_path": "lightning_genesis.objectives.FixedBeta", "init_args": {"beta": 0.01}}
-    model = {**TINY["model"]["init_args"], "objective": objective, "feature_dim": 8, "latent_dim": 8}
+    model = {**TINY["model"]["init_args"], "objective": objective, "std": 0.3}
     config = {**TINY, "model": {"class_path": "lightning_genesis.models.GenesisV2", "init_args": model}}
     try:
         (folder / "second.yaml").write_text("model: lightning_genesis.models.SRI")

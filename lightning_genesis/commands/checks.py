@@ -6,7 +6,7 @@ Options that the command does not heed, values that would train nothing, what Li
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -163,7 +163,9 @@ def note_of(dropped: Mapping[tuple[str, str], Sequence[str]]) -> Iterator[str]:
 
 
 @contextmanager
-def mistakes_in_one_line(option: str, *, running: bool = False) -> Iterator[None]:
+def mistakes_in_one_line(
+    option: str, *, running: bool = False, raised: Sequence[Exception] = ()
+) -> Iterator[None]:
     """Turns what Lightning or a class of ours says of its options into one line.
 
     What a class or callback of the user's own raises, or makes others raise, keeps its traceback.
@@ -172,6 +174,7 @@ def mistakes_in_one_line(option: str, *, running: bool = False) -> Iterator[None
         option: that the block looks at, for the message.
         running: only Lightning's complaints, in which it or its callbacks raise: everything else is an error
             of the program.
+        raised: what constructors have raised in the block, see `remembering`.
 
     Raises:
         ConfigurationError: in place of these.
@@ -179,7 +182,8 @@ def mistakes_in_one_line(option: str, *, running: bool = False) -> Iterator[None
     try:
         yield
     except Exception as error:
-        # The parser wraps what a constructor raises; the innermost error says it best.
+        # The parser wraps what a constructor raises, or drops it; the innermost error says it best.
+        error = raised[-1] if raised else error
         chain = list(_causes(error))
         innermost = chain[-1]
         modules = [name for one in chain for name in _modules(one)]
@@ -189,9 +193,22 @@ def mistakes_in_one_line(option: str, *, running: bool = False) -> Iterator[None
         )
         told = any(isinstance(one, UserError | DataError | OSError) for one in chain)
         if told or not ours or (running and not complaint):
-            raise
+            raise error
         reason = " ".join(str(innermost).split())[:300] or type(innermost).__name__
         raise ConfigurationError(f"{option}: {reason}") from error
+
+
+def remembering(raised: list[Exception]) -> Callable[..., Any]:
+    """What makes an instance for the parser, and adds to `raised` what a constructor raises."""
+
+    def build(kind: type, *args: Any, **options: Any) -> Any:
+        try:
+            return kind(*args, **options)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    return build
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -35,6 +35,7 @@ from lightning_genesis.commands.checks import (
     fresh_classes,
     mistakes_in_one_line,
     note_of,
+    remembering,
 )
 from lightning_genesis.commands.messages import check_config_files
 from lightning_genesis.commands.options import (
@@ -219,7 +220,9 @@ class ExperimentCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Makes data, model and trainer of their options."""
-        with mistakes_in_one_line("options"):
+        raised: list[Exception] = []
+        self.parser.add_instantiator(remembering(raised), object, subclasses=True)
+        with mistakes_in_one_line("options", raised=raised):
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
