@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import jsonargparse._typehints as parsing
 from jsonargparse import Namespace
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from data_modules import DataError
 from lightning_genesis.bounds import check_number
@@ -38,8 +38,10 @@ _LEAST: dict[str, float] = {
 }
 """Of the Trainer's options, where they are numbers."""
 _PASSES = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
-_KNOWN = ("lightning_genesis", "data_modules", "pytorch_lightning", "lightning_fabric", "lightning_utilities")
-_KNOWN += ("jsonargparse", "torch", "torchmetrics", "numpy", "__main__")
+_KNOWN = (
+    *("lightning_genesis", "data_modules", "pytorch_lightning", "lightning_fabric", "lightning_utilities"),
+    *("jsonargparse", "torch", "torchmetrics", "numpy", "__main__"),
+)
 """Packages that are not the user's own code."""
 
 

@@ -112,7 +112,8 @@ def explain(message: str, options: Iterable[str]) -> str:
         options: the options that this parser has.
     """
     text = " ".join(message.split())
-    names = sorted({option.lstrip("-") for option in options if option.startswith("--")} - {"help"})
+    words = {option.lstrip("-") for option in options if option.startswith("--")}
+    names = sorted(word for word in words - {"help", "print_shtab"} if not word.endswith((".help", "+")))
     key = re.search(r"Parser key \"([\w.]+)\"", text)
     where = f"{key[1]}: " if key else ""
 

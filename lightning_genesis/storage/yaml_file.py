@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"a mapping has more than {MOST_NUMBERED} keys that are no text")
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if is_number and len(str(value)) > LONGEST_NUMBER:
