@@ -28,6 +28,7 @@ import yaml
 from lightning_genesis.commands.arguments import CommandParser
 from lightning_genesis.errors import ConfigurationError, Incomplete, Stopped
 from lightning_genesis.storage.files import replacing
+from lightning_genesis.storage.json_file import read_json
 
 COMMAND = (sys.executable, "-m", "lightning_genesis.cli")
 STAGES = ("fit", "test")
@@ -196,7 +197,7 @@ class Sweep:
     def _finished(self, seed: Seed) -> list[str]:
         """Stages that were finished with this configuration."""
         try:
-            state = json.loads((seed.folder / STATE).read_text(encoding="utf-8"))
+            state = read_json(seed.folder / STATE)
             if state["config_sha256"] == self.digest and state["finished"] == list(
                 STAGES[: len(state["finished"])]
             ):
