@@ -151,6 +151,7 @@ def _leaving_while_it_starts() -> Iterator[None]:
 def _run(command: Command, name: str, args: Sequence[str]) -> int:
     from data_modules.store import DataError
     from lightning_genesis.errors import UserError
+    from lightning_genesis.storage.text import shown
 
     try:
         module = import_module(f"lightning_genesis.commands.{command.module}")
@@ -167,7 +168,7 @@ def _run(command: Command, name: str, args: Sequence[str]) -> int:
         code = getattr(cause, "exit_code", 2)
         # a run that was stopped and saved has met no error
         print(
-            f"lightning-genesis: {'error: ' if code == 2 else ''}{' '.join(str(cause).split())}",
+            f"lightning-genesis: {'error: ' if code == 2 else ''}{shown(' '.join(str(cause).split()))}",
             file=sys.stderr,
         )
         return code

@@ -16,7 +16,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "lightning_genesis.scene",
         "lightning_genesis",
     ),
-    ("lightning_genesis.classes", "lightning_genesis.storage"),
+    ("lightning_genesis.bounds", "lightning_genesis.classes", "lightning_genesis.storage"),
     ("data_modules",),
     ("lightning_genesis.layers", "lightning_genesis.objectives", "lightning_genesis.metrics"),
     ("lightning_genesis.optimization",),

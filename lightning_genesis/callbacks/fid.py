@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from data_modules.base import Split
+from lightning_genesis.bounds import check_number
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.inception import NAMES, Rounding, find_weights, load_inception, to_bytes
@@ -62,6 +63,7 @@ class FIDCallback(pl.Callback):
             raise ConfigurationError(f"fid.num_images: {num_images}, expected 2 or more, or 0 for no FID")
         if batch_size < 1:
             raise ConfigurationError(f"fid.batch_size: {batch_size}, expected 1 or more")
+        check_number("fid.temperature", temperature, 0)
         self.num_images = num_images
         self.weights, self.download = weights, download
         self.roundings: tuple[Rounding, ...] = tuple(dict.fromkeys(roundings))

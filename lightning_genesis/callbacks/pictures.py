@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from data_modules.base import Split
+from lightning_genesis.bounds import check_number
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import imagination_pairs, random_walk, walk_frames, write_gif
 from lightning_genesis.figures.drawing import mask_grid, reconstruction_grid, sample_grid, write_picture
@@ -35,11 +36,18 @@ class Pictures(pl.Callback):
         every: steps between pictures; drawn with the first validation that falls due.
         temperature: of the samples.
         walk_frames: frames of the random walk; 0 for no walk.
+
+    Raises:
+        ConfigurationError: if a number is out of its range.
     """
 
     def __init__(
         self, num_images: int = 8, every: int = 25_000, temperature: float = 1.0, walk_frames: int = 60
     ) -> None:
+        check_number("pictures.num_images", num_images, 0, whole=True)
+        check_number("pictures.every", every, 1, whole=True)
+        check_number("pictures.temperature", temperature, 0)
+        check_number("pictures.walk_frames", walk_frames, 0, whole=True)
         self.num_images, self.every, self.temperature = num_images, every, temperature
         self.walk_frames = walk_frames
         self._drawn = -1

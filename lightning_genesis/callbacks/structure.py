@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
+from lightning_genesis.bounds import check_number
 from lightning_genesis.callbacks.pictures import SAMPLE_SEED
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.split import EvaluatedSplit, choose_images
@@ -42,6 +43,7 @@ class StructureCallback(pl.Callback):
             raise ConfigurationError(f"structure.num_images: {num_images}, expected 0 or more")
         if batch_size < 1:
             raise ConfigurationError(f"structure.batch_size: {batch_size}, expected 1 or more")
+        check_number("structure.temperature", temperature, 0)
         self.num_images, self.temperature, self.batch_size = num_images, temperature, batch_size
         self.values: dict[str, float] = {}
         """What was found, by name; empty where it was skipped."""

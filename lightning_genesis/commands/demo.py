@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from pytorch_lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
 from data_modules import SceneDataModule
+from lightning_genesis.commands.arguments import CommandParser, check_numbers
 from lightning_genesis.commands.fit import ExperimentCLI
 from lightning_genesis.figures.drawing import reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.models import SceneModel
@@ -33,10 +33,11 @@ def main(args: Sequence[str]) -> None:
 
     It runs in any folder: the experiment, the data's renderer and the weights come along.
     """
-    parser = ArgumentParser(prog="lightning-genesis demo", description=__doc__)
+    parser = CommandParser(prog="lightning-genesis demo", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="of training at most")
     parser.add_argument("--root", type=str, default="runs", help="folder of all runs")
     options = parser.parse_args(list(args))
+    check_numbers("demo", options, {"minutes": 0})
     quickstart = experiments_folder() / "quickstart.yaml"
     run = next(Path(options.root) / f"demo-{n}" for n in range(1, 10_000) if not _taken(options.root, n))
     common = ["--config", str(quickstart), "--run.root", options.root, "--run.name", run.name]

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from lightning_genesis.commands.arguments import add_checkpoint_option
+from lightning_genesis.commands.arguments import CommandParser, add_checkpoint_option
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.runs.run import find_checkpoint, read_data_config
 from lightning_genesis.storage.checkpoint import read_checkpoint, write_weights
@@ -18,7 +16,7 @@ def main(args: Sequence[str]) -> None:
         CheckpointError: if the run has no readable checkpoint.
         ConfigurationError: if the file is no `.safetensors`.
     """
-    parser = ArgumentParser(prog="lightning-genesis export", description=__doc__)
+    parser = CommandParser(prog="lightning-genesis export", description=__doc__)
     parser.add_argument("run", type=str, help="a run's folder")
     parser.add_argument("file", type=str, help="a .safetensors file")
     add_checkpoint_option(parser)

@@ -35,6 +35,14 @@ from lightning_genesis.callbacks.run_identity import RunIdentity, changes_of
 from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
 from lightning_genesis.callbacks.structure import StructureCallback
 from lightning_genesis.classes import importable_from_here
+from lightning_genesis.commands.checks import (
+    check_applies,
+    check_values,
+    fresh_classes,
+    mistakes_in_one_line,
+    note_of,
+    remembering,
+)
 from lightning_genesis.commands.messages import check_config_files
 from lightning_genesis.commands.options import (
     TRAINER_DEFAULTS,
@@ -86,6 +94,7 @@ class ExperimentCLI(LightningCLI):
         _quieten()
         importable_from_here()
         self.arguments = files_first(args)
+        check_applies(self.arguments)
         check_config_files(self.arguments)
         check_classes(self.arguments)
         self.run_options = RunOptions()
@@ -120,7 +129,19 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what was given, without Lightning's warning that the command line is there as well."""
-        self.config = parser.parse_args(args)
+        with fresh_classes() as dropped:
+            self.config = parser.parse_args(args)
+        check_values(self.config.subcommand, self.config[self.config.subcommand])
+        for line in note_of(dropped):
+            rank_zero_info(line)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is asked for: a parser takes long to make."""
+        return {self.arguments[0]: LightningCLI.subcommands()[self.arguments[0]]}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """A seed that is a number; Lightning's `true` would always take the same one."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="of all random generators")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has besides model, data and trainer."""
@@ -218,6 +239,13 @@ class ExperimentCLI(LightningCLI):
         config.ckpt_path = None if path is None else str(path)
 
     # ---------------------------------------------------------------- instances
+
+    def instantiate_classes(self) -> None:
+        """Makes data, model and trainer of their options."""
+        raised: list[Exception] = []
+        self.parser.add_instantiator(remembering(raised), object, subclasses=True)
+        with mistakes_in_one_line("options", raised=raised):
+            super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
         """Compares the model with the checkpoint; loads weights to start from."""
@@ -341,7 +369,8 @@ class ExperimentCLI(LightningCLI):
         trainer["plugins"] = [*self._given_plugins(trainer["plugins"]), DurableCheckpointIO()]
         trainer["logger"] = self._loggers(trainer["logger"], bool(trainer["fast_dev_run"]))
         self.save_config_kwargs = {"folder": run.folder, "identity": self.identity}
-        return self._instantiate_trainer({**trainer, **kwargs}, callbacks)
+        with mistakes_in_one_line("trainer"):
+            return self._instantiate_trainer({**trainer, **kwargs}, callbacks)
 
     @staticmethod
     def _given_plugins(given: Any) -> list[Any]:
@@ -382,7 +411,8 @@ class ExperimentCLI(LightningCLI):
         """Runs it and closes the W&B run, which would otherwise stay open in this process."""
         failed = True
         try:
-            super()._run_subcommand(subcommand)
+            with mistakes_in_one_line("trainer", running=True):
+                super()._run_subcommand(subcommand)
             failed = False
         except RuntimeError as error:
             if not is_dead_loader(error):

@@ -32,6 +32,7 @@ from lightning_genesis.runs.loading import load_model
 from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.run import find_file
 from lightning_genesis.storage.files import replacing
+from lightning_genesis.storage.json_file import read_json
 from lightning_genesis.storage.pictures import open_picture
 
 FORMAT = 1
@@ -268,15 +269,7 @@ def read_answers(path: Path) -> Answers:
     Raises:
         ConfigurationError: if the file is something else; names the key, what it is and what was expected.
     """
-    try:
-        if path.stat().st_size > MAX_ANSWER_BYTES:
-            raise ConfigurationError(f"{path}: {path.stat().st_size:,} bytes, expected a file of answers")
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigurationError(f"{path}: not readable as JSON ({reason})") from error
+    contents = read_json(path, MAX_ANSWER_BYTES)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
         raise ConfigurationError(f"{path}: `format` is {found!r}, expected {FORMAT}")

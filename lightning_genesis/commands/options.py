@@ -41,11 +41,21 @@ class RunOptions:
             in a sweep of W&B.
         root: folder of all runs.
         wandb: log to W&B as well.
+
+    Raises:
+        ConfigurationError: if the name is none of one folder.
     """
 
     name: str | None = None
     root: str = "runs"
     wandb: bool = True
+
+    def __post_init__(self) -> None:
+        name = self.name
+        if name is not None and (name in ("", ".", "..") or "/" in name or not name.isprintable()):
+            raise ConfigurationError(
+                f"run.name={name!r}: expected the name of one folder; --run.root says where it is made"
+            )
 
     @property
     def folder(self) -> Path:
@@ -62,7 +72,10 @@ def _file_or_class(value: str) -> str:
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser with errors of one line."""
+    """Lightning's parser with errors of one line, and without abbreviations: `--conf` is not `--config`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises what the command shows as one line.

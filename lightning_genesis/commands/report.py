@@ -6,16 +6,17 @@ are `report.html`, one page that needs nothing else, and the tables alone as `ta
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning_genesis.commands.arguments import CommandParser
-from lightning_genesis.errors import ConfigurationError, Incomplete
+from lightning_genesis.errors import ConfigurationError, Incomplete, UserError
 from lightning_genesis.report.page import render_page
 from lightning_genesis.report.runs import Run, read_run
-from lightning_genesis.report.tables import Section, make_sections
+from lightning_genesis.report.tables import make_sections
 from lightning_genesis.report.writers import to_csv, to_latex, to_markdown
 from lightning_genesis.storage.files import replacing
+from lightning_genesis.storage.text import shown
 
 PAGE = "report.html"
 """The page's name; a folder that holds one is a report, not a run."""
@@ -54,14 +55,13 @@ def report(folders: Sequence[Path], output: Path, protocol: str | None = None) -
     if output.exists() and not output.is_dir():
         raise ConfigurationError(f"report: {output}: is a file, expected a folder to write to")
     unique = {folder.resolve(): folder for folder in folders if not (folder / PAGE).is_file()}
-    runs = [read_run(folder) for folder in unique.values()]
-    problems = [problem for run in runs for problem in run.problems]
-    runs = [run for run in runs if run.results or run.history]
+    problems: list[str] = []
+    runs = [run for folder in unique.values() if (run := _read(folder, problems))]
     if not runs:
-        raise ConfigurationError(f"report: nothing to report: {'; '.join(problems) or 'no run was given'}")
-    sections, more = make_sections(runs, protocol)
-    problems += more
-    _write(output, runs, sections, problems)
+        reasons = shown("; ".join(problems) or "no run was given")
+        raise ConfigurationError(f"report: nothing to report: {reasons}")
+    runs, texts, problems = _texts_of_good(runs, protocol, problems)
+    _write(output, texts)
     print(f"{len(runs)} runs -> {output / PAGE}")
     for problem in problems:
         print(f"lightning-genesis: {problem}", file=sys.stderr)
@@ -70,14 +70,59 @@ def report(folders: Sequence[Path], output: Path, protocol: str | None = None) -
         raise Incomplete(f"report: {output / PAGE} is written, but {count} not as it should be, see above")
 
 
-def _write(output: Path, runs: list[Run], sections: list[Section], problems: list[str]) -> None:
+def _read(folder: Path, problems: list[str]) -> Run | None:
+    """A run that has something to show; what is wrong with it is added to `problems`."""
+    try:
+        run = read_run(folder)
+    except Exception as error:  # a folder may hold anything; the others are shown all the same
+        problems.append(f"{folder}: not readable ({_reason(error)}): left out")
+        return None
+    problems += run.problems
+    return run if run.results or run.history else None
+
+
+def _texts_of_good(
+    runs: list[Run], protocol: str | None, problems: list[str]
+) -> tuple[list[Run], dict[str, str], list[str]]:
+    """The report of all runs that can be shown: these, the files by name, and all problems."""
+    try:
+        return runs, *_texts(runs, protocol, problems)
+    except UserError:
+        raise
+    except Exception:  # whatever one of them holds, the others are shown
+        good, bad = [], []
+        for run in runs:
+            try:
+                _texts([run], None, [])
+                good.append(run)
+            except Exception as error:
+                bad.append(f"{run.folder}: cannot be shown ({_reason(error)}): left out")
+        if not good or not bad:
+            raise
+        return good, *_texts(good, protocol, problems + bad)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def _texts(
+    runs: list[Run], protocol: str | None, problems: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    sections, more = make_sections(runs, protocol)
+    problems = [shown(problem) for problem in (*problems, *more)]
+    page = render_page(runs, sections, problems)  # adds to the problems
     texts = {
-        PAGE: render_page(runs, sections, problems),
+        PAGE: page,
         "tables.md": to_markdown(sections, problems),
         "tables.tex": to_latex(sections),
         "tables.csv": to_csv(sections),
     }
+    return texts, [shown(problem) for problem in problems]
+
+
+def _write(output: Path, texts: Mapping[str, str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         with replacing(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")

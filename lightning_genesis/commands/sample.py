@@ -4,7 +4,9 @@ MODEL is a run's folder, a .ckpt or a .safetensors. The same command gives the s
 depends on the seed and its number alone, not on how many are drawn.
 """
 
+import io
 import json
+import math
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.utils import save_image
@@ -32,11 +35,13 @@ from lightning_genesis.runs.loading import load_model
 from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.run import find_file
 from lightning_genesis.scene import IndexedNoise, Scene
-from lightning_genesis.storage.files import whole_folder
+from lightning_genesis.storage.files import open_regular, whole_folder
 
 BATCH_SIZE = 32
 """Scenes at once; they do not depend on it."""
 MOST_ON_A_SHEET = 256
+MAX_LATENT_BYTES, MAX_HEADER_BYTES = 2**26, 1000
+"""Of a file of scene variables, and of what it says of them, which NumPy evaluates."""
 SHOWN = 32
 """Samples shown with the masks of their slots."""
 STEPS_SHOWN = 4
@@ -188,10 +193,10 @@ def read_scene_latent(path: Path, model: SceneModel, num_images: int | None) -> 
     if model.scene_dim is None:
         raise ConfigurationError(f"--scene_latent: a {type(model).__name__} has no scene variable")
     try:
-        values = np.load(path, allow_pickle=False)
+        values = _read_array(path)
         latent = torch.from_numpy(np.atleast_2d(np.asarray(values, dtype=np.float32)))
-    except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # for rubbish NumPy may raise anything
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ConfigurationError(f"--scene_latent {path}: no readable .npy of numbers ({reason})") from error
     if latent.dim() != 2 or latent.shape[1] != model.scene_dim or not len(latent):
         shape, expected = list(values.shape), f"[{model.scene_dim}] or [num_images, {model.scene_dim}]"
@@ -203,6 +208,30 @@ def read_scene_latent(path: Path, model: SceneModel, num_images: int | None) -> 
             f"--scene_latent {path}: holds {len(latent)} scene variables, but --num_images is {num_images}"
         )
     return latent
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    """The array of a `.npy`; nothing is read that the file does not hold.
+
+    Raises:
+        ValueError: if it is too large, or claims more than it holds.
+    """
+    with open_regular(path) as file:
+        content = file.read(MAX_LATENT_BYTES + 1)
+    if len(content) > MAX_LATENT_BYTES:
+        raise ValueError(f"more than {MAX_LATENT_BYTES:,} bytes")
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    start = stream.tell()
+    if int.from_bytes(content[start : start + (2 if version == (1, 0) else 4)], "little") > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of more than {MAX_HEADER_BYTES} bytes")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    held = len(content) - stream.tell()
+    if math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"claims an array of shape {list(shape)}, holds {held:,} bytes")
+    stream.seek(0)
+    return np.load(stream, allow_pickle=False)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

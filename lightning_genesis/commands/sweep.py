@@ -28,6 +28,7 @@ import yaml
 from lightning_genesis.commands.arguments import CommandParser
 from lightning_genesis.errors import ConfigurationError, Incomplete, Stopped
 from lightning_genesis.storage.files import replacing
+from lightning_genesis.storage.json_file import read_json
 
 COMMAND = (sys.executable, "-m", "lightning_genesis.cli")
 STAGES = ("fit", "test")
@@ -37,6 +38,10 @@ STOPPED = Stopped.exit_code
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 POLL = 0.2
 """Seconds between looks at the processes."""
+TEST_ONLY = ("protocol", "importance_samples", "fid", "structure")
+"""Options, or sections of them, that `test` alone heeds."""
+FIT_ONLY = ("init_from", "checkpoint", "rollback")
+"""Options, or sections of them, that `fit` alone heeds."""
 OURS = ("--seed_everything", "--ckpt_path")
 """Options of `fit` that the sweep sets."""
 
@@ -64,6 +69,7 @@ class Sweep:
         root: folder of the runs.
         seeds: of the runs.
         options: of `fit`.
+        test_options: of `test` alone.
         digest: of the configuration; a run that was finished with another one is taken up again.
         gpus: identifiers, one seed at a time on each; one seed at a time altogether if empty.
     """
@@ -74,6 +80,7 @@ class Sweep:
     options: Sequence[str]
     digest: str
     gpus: Sequence[str] = ()
+    test_options: Sequence[str] = ()
     runs: list[Seed] = field(init=False)
     signals: list[str] = field(init=False, default_factory=list)
     """Names of those that were received."""
@@ -114,9 +121,13 @@ class Sweep:
             seed.outcome = "done"
             print(f"seed {seed.number}: finished before")
             return False
-        seed.folder.mkdir(parents=True, exist_ok=True)
-        # Its processes hold the lock too: they may outlive a sweep that is killed.
-        seed.lock = open(seed.folder / LOCK, "w")  # noqa: SIM115  (closed when the run is over)
+        try:
+            seed.folder.mkdir(parents=True, exist_ok=True)
+            # Its processes hold the lock too: they may outlive a sweep that is killed.
+            seed.lock = open(seed.folder / LOCK, "w")  # noqa: SIM115  (closed when the run is over)
+        except OSError as error:
+            seed.outcome = f"{seed.folder}: {error.strerror}, expected a folder of a run, or none"
+            return False
         try:
             fcntl.flock(seed.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -154,7 +165,8 @@ class Sweep:
         if seed.stage == "fit":
             own = ["--seed_everything", str(seed.number), "--run.name", seed.folder.name]
             return ["fit", *self.options, *own, "--ckpt_path", "last"]
-        return ["test", "--config", str(seed.folder / "config.yaml"), "--ckpt_path", "last"]
+        config = ["--config", str(seed.folder / "config.yaml")]
+        return ["test", *config, *self.test_options, "--ckpt_path", "last"]
 
     def _is_over(self, seed: Seed) -> bool:
         """Notes what a process did and starts the next stage, if there is one."""
@@ -185,7 +197,7 @@ class Sweep:
     def _finished(self, seed: Seed) -> list[str]:
         """Stages that were finished with this configuration."""
         try:
-            state = json.loads((seed.folder / STATE).read_text(encoding="utf-8"))
+            state = read_json(seed.folder / STATE)
             if state["config_sha256"] == self.digest and state["finished"] == list(
                 STAGES[: len(state["finished"])]
             ):
@@ -287,7 +299,9 @@ def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> 
     for option in OURS:
         if any(argument == option or argument.startswith(f"{option}=") for argument in options):
             raise ConfigurationError(f"sweep: {option} is set by the sweep itself; leave it out")
-    config = _print_config(options)
+    options, test_options = _apart(options, TEST_ONLY)
+    config = _print_config("fit", options)
+    tested = _print_config("test", [*_apart(options, FIT_ONLY)[0], *test_options]) if test_options else {}
     if config["trainer"]["fast_dev_run"]:
         raise ConfigurationError(
             "sweep: a fast_dev_run leaves nothing to test; leave trainer.fast_dev_run out"
@@ -296,12 +310,24 @@ def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> 
     if name is None:
         file = _first_config(options)
         name = Path(file).stem if file else config["model"]["class_path"].rpartition(".")[2]
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-    return Sweep(name, Path(config["run"]["root"]), seeds, options, digest, gpus)
+    digested = [config, tested] if test_options else config
+    digest = hashlib.sha256(json.dumps(digested, sort_keys=True, default=str).encode()).hexdigest()
+    return Sweep(name, Path(config["run"]["root"]), seeds, options, digest, gpus, test_options)
 
 
-def _print_config(options: Sequence[str]) -> dict[str, Any]:
-    command = [*COMMAND, "fit", *options, "--print_config"]
+def _apart(options: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options, with their values, of other names or sections, and of these."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    place = 0
+    for option in options:
+        if option.startswith("--") or option == "-c":
+            place = int(option.lstrip("-").partition("=")[0].partition(".")[0] in names)
+        parts[place].append(option)
+    return parts
+
+
+def _print_config(stage: str, options: Sequence[str]) -> dict[str, Any]:
+    command = [*COMMAND, stage, *options, "--print_config"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("lightning-genesis: ")]
@@ -309,7 +335,9 @@ def _print_config(options: Sequence[str]) -> dict[str, Any]:
         raise ConfigurationError(last.removeprefix("lightning-genesis: ").removeprefix("error: "))
     config = yaml.safe_load(done.stdout)
     if not isinstance(config, dict):
-        raise ConfigurationError(f"sweep: no configuration from `fit {' '.join(options)} --print_config`")
+        raise ConfigurationError(
+            f"sweep: no configuration from `{' '.join([stage, *options])} --print_config`"
+        )
     return config
 
 

@@ -1,6 +1,5 @@
 """Reading the authors' checkpoint files, without running any code that they may contain."""
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch.serialization import safe_globals
 
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.interop.emorl import modern_names
+from lightning_genesis.storage.json_file import read_json
 
 LEGACY = r"(.+\.)?pixel_coords\.g_[12]$"
 """Coordinate grids in early checkpoints, which are no parameters."""
@@ -204,10 +204,7 @@ def read_flags(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source, Mapping):
         flags: Any = source
     else:
-        try:
-            flags = json.loads(Path(source).read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{source}: not readable flags ({error})") from error
+        flags = read_json(source)
         if not isinstance(flags, dict):
             raise ConfigurationError(f"{source}: holds a {type(flags).__name__}, expected a JSON object")
     flags = {name: value for name, value in flags.items() if value is not None and value != -1}

@@ -21,6 +21,7 @@ from lightning_genesis.metrics import Convention, bits_per_dimension, mean_squar
 from lightning_genesis.metrics.slot_count import slot_count_error
 from lightning_genesis.models.contract import (
     check_class,
+    check_compile,
     check_per_image,
     check_plain,
     check_scene,
@@ -78,11 +79,9 @@ class SceneModel(pl.LightningModule):
     """Names of what `score_own` adds to an evaluation."""
     scene_dim: int | None = None
     """Size S of the scene variable; `sample` of a model that has one takes `scene_latent` `[B, S]`."""
-    slots_in_order: bool = False
-    """Whether `decode` depends on the order of the slots, as where masks come from stick breaking."""
+    slots_in_order = False  # whether `decode` depends on the order of the slots, as with stick breaking
+    decay_in_warmup = False  # whether the learning rate decays from step 0, not from the warm-up's end
     network: nn.Module
-    decay_in_warmup = False
-    """Whether the decay of the learning rate runs from step 0, not from the end of the warm-up."""
 
     def __init__(
         self,
@@ -106,6 +105,7 @@ class SceneModel(pl.LightningModule):
         arguments = constructor_arguments(self)
         check_class(self, self.branches)
         check_learning_rate(learning_rate)
+        check_compile(compile)
         optimizer_options = effective_options(optimizer, optimizer_options)
         make_schedule(schedule, warmup_steps, decay_rate, decay_steps, final_factor)
         if isinstance(objective, Mapping):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.scene import Scene, Terms
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Of `torch.compile`."""
 LINKED = ("num_slots", "image_size", "num_background")
 """What the data know and every model takes."""
 
@@ -153,3 +155,13 @@ def check_per_image(name: str, value: Any, images: Tensor, model: nn.Module) -> 
 
 def _shape(value: Any) -> str:
     return f"{list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def check_compile(mode: object) -> None:
+    """Refuses what is no mode of `torch.compile`.
+
+    Raises:
+        ConfigurationError: naming those that there are.
+    """
+    if mode is not None and mode not in COMPILE_MODES:
+        raise ConfigurationError(f"compile={mode!r}: expected null or one of {', '.join(COMPILE_MODES)}")

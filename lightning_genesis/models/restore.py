@@ -1,9 +1,13 @@
 """A model out of a checkpoint's contents: its class, its hyperparameters, its weights."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lightning_genesis.classes import class_path, subclasses
 from lightning_genesis.errors import CheckpointError, ConfigurationError
@@ -12,6 +16,10 @@ from lightning_genesis.storage.checkpoint import check_model, read_checkpoint, w
 if TYPE_CHECKING:
     from lightning_genesis.models.base import SceneModel
 
+LARGEST = 1_000_000
+"""No hyperparameter but a number of steps is above it; a loop over more would take too long."""
+SPARE_BYTES = 2**28
+"""For buffers, such as grids of coordinates, that a checkpoint does not hold."""
 M = TypeVar("M", bound="SceneModel")
 
 
@@ -38,10 +46,14 @@ def make_model(
     """
     kind = model_class(checkpoint, path, kind)
     arguments = {**checkpoint["hyper_parameters"], **(overrides or {})}
+    for name, value in arguments.items():
+        if isinstance(value, int) and abs(value) > LARGEST and not name.endswith("_steps"):
+            raise CheckpointError(f"{path}: its {name} is above {LARGEST:,}")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _few_tensors(len(checkpoint["state_dict"])):
             sketch = kind(**arguments)
         check_model(checkpoint, sketch, path)
+        _check_memory(sketch, weights_of(checkpoint))
         return kind(**arguments)
     except (ConfigurationError, CheckpointError):
         raise
@@ -49,6 +61,36 @@ def make_model(
         reason = " ".join(str(error).split())[:160]
         name = kind.__name__
         raise CheckpointError(f"{path}: its hyperparameters make no {name} ({reason})") from error
+
+
+@contextmanager
+def _few_tensors(count: int) -> Iterator[None]:
+    """Ends the making of a model that has far more parameters than a checkpoint: it might never end."""
+    made = 0
+
+    def count_one(module: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal made
+        made += 1
+        if made > 10 * count + 1000:
+            raise ValueError(f"far more than the {count} tensors that it holds")
+
+    handle = register_module_parameter_registration_hook(count_one)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_memory(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Compares what the model takes, with buffers that no checkpoint holds, with what the weights take.
+
+    Raises:
+        ValueError: if it is out of all proportion.
+    """
+    held = sum(value.numel() * value.element_size() for value in weights.values())
+    needed = sum(value.numel() * value.element_size() for value in (*sketch.parameters(), *sketch.buffers()))
+    if needed > 10 * held + SPARE_BYTES:
+        raise ValueError(f"a model of {needed:,} bytes for weights of {held:,}")
 
 
 def model_class(checkpoint: dict[str, Any], path: str | Path, kind: type[M]) -> type[M]:

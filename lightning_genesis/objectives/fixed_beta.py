@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_genesis.bounds import check_number
 from lightning_genesis.objectives.base import Objective
 from lightning_genesis.scene import Terms
 
@@ -15,12 +16,17 @@ class FixedBeta(Objective):
     Args:
         beta: weight of the divergences.
         warmup_steps: optimiser steps over which it rises.
+
+    Raises:
+        ConfigurationError: if one of them is negative or not finite.
     """
 
     step: Tensor
 
     def __init__(self, beta: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__()
+        check_number("FixedBeta: beta", beta, 0.0)
+        check_number("FixedBeta: warmup_steps", warmup_steps, 0, whole=True)
         self.arguments = {"beta": beta, "warmup_steps": warmup_steps}
         self.final_beta, self.warmup_steps = beta, warmup_steps
         self.register_buffer("step", torch.zeros(()))

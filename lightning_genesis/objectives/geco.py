@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_genesis.bounds import check_number
 from lightning_genesis.objectives.base import Objective
 from lightning_genesis.scene import Terms
 
@@ -39,6 +40,9 @@ class GECO(Objective):
         beta: initial β.
         beta_min: lower bound of β.
         beta_max: upper bound of β.
+
+    Raises:
+        ConfigurationError: if one of them is not finite, negative (`goal` may be), or β is out of its bounds.
     """
 
     beta: Tensor
@@ -56,6 +60,14 @@ class GECO(Objective):
         beta_max: float = 1e10,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        check_number(f"{name}: goal", goal)
+        check_number(f"{name}: step_size", step_size, 0.0)
+        check_number(f"{name}: smoothing", smoothing, 0.0, 1.0)
+        check_number(f"{name}: speedup", speedup, 0.0)
+        check_number(f"{name}: beta_min", beta_min, 0.0)
+        check_number(f"{name}: beta_max", beta_max, beta_min)
+        check_number(f"{name}: beta", beta, beta_min, beta_max)
         self.arguments = {
             "goal": goal,
             "step_size": step_size,

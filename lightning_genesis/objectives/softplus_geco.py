@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_genesis.bounds import check_number
 from lightning_genesis.objectives.geco import GECO
 from lightning_genesis.scene import Terms
 
@@ -31,6 +32,9 @@ class SoftplusGECO(GECO):
         speedup: factor on the step while the constraint is met.
         beta: initial β and its lower bound; the published 0.55 gives a weight of 1.0055.
         warmup_steps: optimiser steps with the plain loss.
+
+    Raises:
+        ConfigurationError: as of `GECO`.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class SoftplusGECO(GECO):
         warmup_steps: int = 1000,
     ) -> None:
         super().__init__(goal, step_size, smoothing, speedup, beta, beta_min=beta)
+        check_number("SoftplusGECO: warmup_steps", warmup_steps, 0, whole=True)
         self.arguments = {
             "goal": goal,
             "step_size": step_size,

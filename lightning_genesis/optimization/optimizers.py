@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_genesis.bounds import check_number
 from lightning_genesis.errors import ConfigurationError
 
 FUSED = ("Adam", "AdamW", "SGD")
@@ -32,9 +33,9 @@ def effective_options(name: str, given: Mapping[str, Any] | None) -> dict[str, A
     Raises:
         ConfigurationError: if there is no such optimiser or option, or a value that it does not take.
     """
-    if name not in OPTIONS:
+    if not isinstance(name, str) or name not in OPTIONS:
         raise ConfigurationError(
-            f"optimizer={name!r} is unknown{_closest(name, OPTIONS)}: use one of {', '.join(OPTIONS)}"
+            f"optimizer={name!r} is unknown{_closest(str(name), OPTIONS)}: use one of {', '.join(OPTIONS)}"
         )
     known, given = OPTIONS[name], dict(given or {})
     for option in given:
@@ -102,8 +103,7 @@ def check_learning_rate(value: float) -> None:
     Raises:
         ConfigurationError: if it is not a positive, finite number.
     """
-    if not 0.0 < value < float("inf"):
-        raise ConfigurationError(f"learning_rate={value}: expected a number above 0")
+    check_number("learning_rate", value, 0.0, open_ends=True)
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

@@ -200,7 +200,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round numbers in a range."""
     rough = (high - low) / TICKS
     size = 10.0 ** math.floor(math.log10(rough))
-    size *= next(factor for factor in (1, 2, 5, 10) if factor * size >= rough)
+    size *= next((factor for factor in (1, 2, 5) if factor * size >= rough), 10)
     first = math.ceil(low / size - 1e-9)
     return [number * size for number in range(first, math.floor(high / size + 1e-9) + 1)]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from PIL import ImageSequence
+from PIL import Image, ImageSequence
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.report.cells import cell_lines
@@ -21,6 +21,8 @@ from lightning_genesis.storage.pictures import open_picture
 TEMPLATE = Path(__file__).with_name("page.html")
 QUALITY = 85
 """Of the pictures, which become WebP: a tenth of a PNG's size."""
+MOST_PIXELS, MOST_FRAMES = 60_000_000, 1000
+"""Of a picture, over all frames; more takes longer than a reader waits."""
 SELECTED_BY = ("ari_fg", "elbo")
 """Pictures are of the seed that is best by the first of these that was evaluated."""
 CAPTIONS = {
@@ -142,12 +144,23 @@ def _best(runs: Sequence[Run]) -> tuple[Run, str]:
     return pictured[0], "the only one with pictures" if len(pictured) < len(runs) else "the first one"
 
 
+def _frames(image: Image.Image) -> list[Image.Image]:
+    """The frames in colour; ValueError for more pixels than a figure has, before they are decoded."""
+    frames: list[Image.Image] = []
+    for frame in ImageSequence.Iterator(image):
+        width, height = frame.size
+        if width * height * (len(frames) + 1) > MOST_PIXELS or len(frames) == MOST_FRAMES:
+            raise ValueError(f"{len(frames) + 1} or more frames of {width} x {height} pixels are too many")
+        frames.append(frame.convert("RGB"))
+    return frames
+
+
 def _embed(path: Path, problems: list[str]) -> Picture | None:
     """A picture as WebP inside an address; an animation stays one."""
     content = io.BytesIO()
     try:
         with open_picture(path) as image:
-            frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+            frames = _frames(image)
             size = frames[0].size
             duration = image.info.get("duration", 100)
             animation = {"save_all": True, "append_images": frames[1:], "duration": duration, "loop": 0}

@@ -12,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.runs.results import FOLDER, Result, read_result
+from lightning_genesis.runs.results import FOLDER, LARGEST, Result, read_result
 from lightning_genesis.runs.wandb_file import read_rows
+from lightning_genesis.storage.text import shown
 from lightning_genesis.storage.yaml_file import read_mapping
 
 Curve = NDArray[np.float64]
 """Steps and values, `[N, 2]`, by step."""
 STEP, WANDB_STEP = "step", "trainer/global_step"
 LOG = "metrics.csv"
+MOST_BYTES = 2**28
+"""Of a log."""
+MOST_PICTURES = 100
 PICTURES = ("test_reconstructions", "reconstructions", "test_samples", "samples")
 """What `fit` and `test` draw; of those with a step in their name the newest is shown."""
 
@@ -45,11 +49,11 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's."""
-        return self.folder.resolve().name
+        return shown(self.folder.resolve().name)
 
 
 def read_run(folder: Path) -> Run:
-    """Reads everything a report needs; never fails on what a folder holds."""
+    """Reads everything a report needs; what is wrong with a folder's files is in `Run.problems`."""
     problems: list[str] = []
     results = []
     for path in sorted((folder / FOLDER).glob("*.json")):
@@ -61,7 +65,7 @@ def read_run(folder: Path) -> Run:
     history = _read_history(folder, problems)
     if not results:
         problems.append(_why_no_results(folder, bool(history)))
-    name = folder.resolve().name
+    name = shown(folder.resolve().name)
     seed = next((result.seed for result in results if result.seed is not None), config.get("seed_everything"))
     named = Counter(result.experiment for result in results).most_common(1)
     model = config.get("model")
@@ -69,7 +73,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder,
         experiment=named[0][0] if named else name.removesuffix(f"-seed{seed}"),
-        model=results[0].model if results else str(class_path or "unknown").rpartition(".")[2],
+        model=results[0].model if results else shown(class_path or "unknown").rpartition(".")[2],
         seed=seed if type(seed) is int else None,
         results=results,
         history=history,
@@ -110,11 +114,13 @@ def _read_history(folder: Path, problems: list[str]) -> dict[str, Curve]:
     log = folder / LOG
     try:
         if log.is_file():
+            if (size := log.stat().st_size) > MOST_BYTES:
+                raise ValueError(f"{size:,} bytes, more than {MOST_BYTES:,}")
             with open(log, newline="", encoding="utf-8", errors="replace") as file:
                 return collect(csv.DictReader(file), STEP)
         files = sorted(folder.glob("wandb/*run-*/run-*.wandb"))  # named by time: a resumed run comes later
         return collect((row for path in files for row in read_rows(path)), WANDB_STEP)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         problems.append(f"{folder}: its log is not readable ({_one_line(error)}): left out")
         return {}
 
@@ -135,15 +141,17 @@ def collect(rows: Iterable[Mapping[str, Any]], step_name: str) -> dict[str, Curv
             value = _number(text) if name and name != step_name else None
             if value is not None:
                 found.setdefault(name, {})[step] = value
-    return {name: np.array(sorted(values.items())) for name, values in found.items()}
+    return {shown(name): np.array(sorted(values.items())) for name, values in found.items()}
 
 
 def _number(text: Any) -> float | None:
     try:
         value = float(text)
-    except (TypeError, ValueError):  # empty, or was being written when the run was killed
+    except (TypeError, ValueError, OverflowError):  # empty, or was being written when the run was killed
         return None
-    return value if np.isfinite(value) else None
+    if not abs(value) < LARGEST:
+        return None
+    return value if abs(value) > 1 / LARGEST else 0.0  # of what is smaller, there is no difference to draw
 
 
 # ---------------------------------------------------------------- pictures
@@ -153,7 +161,7 @@ def _find_pictures(folder: Path) -> list[Path]:
     """The papers' figures, if `lightning-genesis figures` has drawn them, else what `fit` and `test` drew."""
     figures = [path for path in sorted((folder / "figures").glob("*")) if path.suffix in (".png", ".gif")]
     if figures:
-        return figures
+        return figures[:MOST_PICTURES]
     drawn = {name: sorted((folder / "pictures").glob(f"{name}*.png"), key=_step_of) for name in PICTURES}
     newest = {name: paths[-1] for name, paths in drawn.items() if paths}
     return [path for name, path in newest.items() if f"test_{name}" not in newest]

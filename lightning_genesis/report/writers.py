@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_genesis.report.cells import CONFIDENCE, cell_lines
 from lightning_genesis.report.names import SYNTHETIC, metric_of
@@ -24,10 +25,20 @@ def to_markdown(sections: Sequence[Section], problems: Sequence[str]) -> str:
     if problems:
         lines += ["## Not as it should be", "", *(f"- {_escaped(problem)}" for problem in problems), ""]
     for section in sections:
-        lines += [f"## {section.title}", "", *(f"- {_escaped(remark)}" for remark in section.remarks), ""]
+        lines += [
+            f"## {_escaped(section.title)}",
+            "",
+            *(f"- {_escaped(remark)}" for remark in section.remarks),
+            "",
+        ]
         for table in section.tables:
             heads = [_escaped(f"{column.group} {metric_of(column.metric).label}") for column in table.columns]
-            lines += [f"### {table.title}", "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+            lines += [
+                f"### {_escaped(table.title)}",
+                "",
+                f"| | {' | '.join(heads)} |",
+                "|---" * (len(heads) + 1) + "|",
+            ]
             for row in table.rows:
                 cells = [
                     "<br>".join(map(_escaped, cell_lines(row.cells.get(column), metric_of(column.metric))))
@@ -39,7 +50,7 @@ def to_markdown(sections: Sequence[Section], problems: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    for character in "\\|<*_`":
+    for character in "\\|<>*_`[]#":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
 
@@ -118,6 +129,10 @@ FIELDS = (
 )
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the start of a formula."""
+
+
 def to_csv(sections: Sequence[Section]) -> str:
     """One line per cell and published value, for programs: numbers as shown, but not rounded."""
     text = io.StringIO()
@@ -155,5 +170,10 @@ def to_csv(sections: Sequence[Section]) -> str:
                                 "difference": comparison.difference,
                                 "difference_in_std": comparison.deviations,
                             }
-                        writer.writerow(entry)
+                        writer.writerow({name: _defused(value) for name, value in entry.items()})
     return text.getvalue()
+
+
+def _defused(value: Any) -> Any:
+    """Text that a spreadsheet would compute, with the mark that it is text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

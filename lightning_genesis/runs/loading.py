@@ -7,8 +7,10 @@ come from anybody: it names only classes of ours, or ones that are imported alre
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
+
 import data_modules
-from data_modules import SceneDataModule
+from data_modules import DataError, SceneDataModule
 from lightning_genesis.classes import class_path, find_class, import_class, subclasses
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.models import SceneModel
@@ -149,11 +151,35 @@ def _data_of_weights(config: Any, path: Path) -> SceneDataModule:
     if not isinstance(arguments, dict):
         raise CheckpointError(f"{path}: its data.init_args are {arguments!r}, expected a mapping")
     arguments = {key: value for key, value in arguments.items() if key != "root"}
-    return _instantiate(kind, arguments, f"{path}: data.init_args")
+    where = f"{path}: data.init_args"
+    try:
+        return _instantiate(kind, arguments, where)
+    except (ConfigurationError, DataError):
+        raise
+    except Exception as error:  # values of wrong types fail anywhere in the class
+        raise ConfigurationError(
+            f"{where} of {kind.__name__}: {' '.join(str(error).split())[:160]}"
+        ) from error
 
 
 def _instantiate(kind: type[SceneDataModule], arguments: Any, where: str) -> SceneDataModule:
+    _check_types(kind, arguments, where)
     try:
         return kind(**arguments)
     except TypeError as error:
         raise ConfigurationError(f"{where} {arguments!r} of {kind.__name__}: {error}") from error
+
+
+def _check_types(kind: type[SceneDataModule], arguments: Any, where: str) -> None:
+    """Compares arguments with the types that the constructor names, as `fit` does.
+
+    Raises:
+        ConfigurationError: naming the argument.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, fail_untyped=False, sub_configs=False)
+    try:
+        parser.parse_object(dict(arguments), defaults=False)
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(f"{where} of {kind.__name__}: {reason}") from error

@@ -23,6 +23,7 @@ from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.models import SceneModel
 from lightning_genesis.priors import PRIORS, SetPrior, attach_prior
 from lightning_genesis.storage.files import replacing, whole_folder
+from lightning_genesis.storage.json_file import read_json
 
 FOLDER = "priors"
 SLOTS = "slots"
@@ -123,13 +124,7 @@ def read_prior_config(folder: Path) -> dict[str, Any]:
         there = sorted(place.parent.name for place in folder.parent.glob(f"*/{CONFIG}"))
         hint = f"there are {', '.join(there)}" if there else "there is none; `fit-prior` makes one"
         raise ConfigurationError(f"{folder.parent}: no prior {folder.name!r}; {hint}")
-    try:
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise ValueError(f"{path.stat().st_size:,} bytes")
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigurationError(f"{path}: not readable as JSON ({reason})") from error
+    contents = read_json(path, _LARGEST_CONFIG)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
         raise ConfigurationError(f"{path}: `format` is {found!r}, expected {FORMAT}")

@@ -18,8 +18,13 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.runs.run import find_file, read_config
 from lightning_genesis.storage.checkpoint import read_checkpoint
 from lightning_genesis.storage.files import replacing
+from lightning_genesis.storage.json_file import read_json
 
 FORMAT = 1
+LARGEST = 1e100
+"""Metrics are below it, so that their squares have a float."""
+LONGEST = 1000
+"""Characters of a name."""
 FOLDER = "metrics"
 """Folder of the results in that of a run."""
 TRAINING_ONLY = (
@@ -147,22 +152,23 @@ def read_result(path: str | Path) -> Result:
             expected.
     """
     path = Path(path)
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigurationError(f"{path}: not readable as JSON ({reason})") from error
+    contents = read_json(path)
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
-        raise ConfigurationError(f"{path}: `format` is {found!r}, expected {FORMAT}")
+        raise ConfigurationError(f"{path}: `format` is {_short(found)}, expected {FORMAT}")
     contents.setdefault("rules", None)
     _check(path, contents, _RESULT)
     if contents["checkpoint"] is not None:
         _check(path, contents["checkpoint"], _CHECKPOINT, "checkpoint.")
         contents["checkpoint"] = Checkpoint(**{key: contents["checkpoint"][key] for key in _CHECKPOINT})
     for name, value in contents["metrics"].items():
-        if not (value is None or type(value) in (int, float)):
-            raise ConfigurationError(f"{path}: `metrics.{name}` is {value!r}, expected a number or null")
+        if not (value is None or (type(value) in (int, float) and abs(value) < LARGEST)):
+            raise ConfigurationError(
+                f"{path}: `metrics.{name}` is {_short(value)}, expected a number below {LARGEST:g}, or null"
+            )
+    for line in contents["deviations"]:
+        if not isinstance(line, str):
+            raise ConfigurationError(f"{path}: `deviations` has {_short(line)}, expected lines of text")
     return Result(**{entry.name: contents[entry.name] for entry in fields(Result)})
 
 
@@ -203,4 +209,13 @@ def _check(path: Path, found: dict[str, Any], types: dict[str, tuple[type, ...]]
             raise ConfigurationError(f"{path}: has no key `{prefix}{key}`")
         if type(found[key]) not in kinds:
             names = " or ".join("null" if kind is _NONE else kind.__name__ for kind in kinds)
-            raise ConfigurationError(f"{path}: `{prefix}{key}` is {found[key]!r}, expected {names}")
+            raise ConfigurationError(f"{path}: `{prefix}{key}` is {_short(found[key])}, expected {names}")
+        if type(found[key]) is str and len(found[key]) > LONGEST:
+            raise ConfigurationError(
+                f"{path}: `{prefix}{key}` has {len(found[key])} characters, expected {LONGEST} at most"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_genesis.storage.files import open_regular
+
 BLOCK, HEADER, FILE_HEADER = 32768, 7, 7
 MAGIC = b":W&B"
+MOST_BYTES = 2**27
+"""A larger file is refused."""
 WHOLE, LAST = 1, 4
 """Kinds of chunks that end a record."""
 
@@ -24,7 +28,10 @@ def read_records(path: Path) -> Iterator[Any]:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2 as records
 
-    data, position, parts = path.read_bytes(), FILE_HEADER, b""
+    with open_regular(path) as file:
+        data, position, parts = file.read(MOST_BYTES + 1), FILE_HEADER, bytearray()
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{path.name}: more than {MOST_BYTES:,} bytes")
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError(f"{path.name}: no file of W&B")
     while position + HEADER <= len(data):
@@ -39,11 +46,11 @@ def read_records(path: Path) -> Iterator[Any]:
         if kind in (WHOLE, LAST):
             record = records.Record()  # type: ignore[attr-defined]
             try:
-                record.ParseFromString(parts)
+                record.ParseFromString(bytes(parts))
             except DecodeError as error:
                 raise ValueError(f"{path.name}: damaged before byte {position}") from error
             yield record
-            parts = b""
+            parts.clear()
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,16 +6,19 @@ would go unnoticed. torch and zip tools read a sealed file like any other. A `.s
 digest of its contents in its metadata.
 """
 
+import encodings
 import hashlib
 import io
 import json
 import pickletools
+import pkgutil
 import re
 import shutil
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,6 +47,8 @@ _GLOBALS = re.compile(
 )
 """What the pickle in a checkpoint may name. A part of what torch allows with `weights_only`: it has none that
 makes memory out of a number, like `bytearray` or `torch.Tensor`."""
+_MOST_ENCODED = 2**28
+"""Bytes that are stored as text; a pickle can make them of one text, again and again."""
 _MOST_PLAIN = 10_000
 """Values in the hyperparameters. A pickle can make them cyclic, or 2^30 out of 30 shared lists."""
 
@@ -141,10 +146,33 @@ def _check_globals(archive: zipfile.ZipFile, path: Path) -> None:
     pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"{path}: has {len(pickles)} data.pkl, expected one")
+    texts: list[str] = []
+    encodes, calls = False, 0
     for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
         if operation.name == "GLOBAL" and _GLOBALS.fullmatch(str(argument)) is None:
             name = ".".join(str(argument).split())
             raise CheckpointError(f"{path}: names {name}, expected tensors and plain data only")
+        encodes = encodes or argument == "_codecs encode"
+        calls += operation.name == "REDUCE"
+        if isinstance(argument, str) and operation.name != "GLOBAL":
+            texts.append(argument)
+    if encodes:
+        _check_encoding(texts, calls, path)
+
+
+def _check_encoding(texts: Sequence[str], calls: int, path: Path) -> None:
+    """Refuses what could take for ever or fill the memory, of a pickle that has bytes as text in Latin-1."""
+    known = {
+        *aliases,
+        *aliases.values(),
+        *(module.name for module in pkgutil.iter_modules(encodings.__path__)),
+    }
+    for text in texts:
+        name = encodings.normalize_encoding(text[:60]).lower() if text.isascii() else ""
+        if name in known and aliases.get(name, name) != "latin_1":
+            raise CheckpointError(f"{path}: names the encoding {text!r}, expected bytes as latin1")
+    if calls * max(map(len, texts), default=0) > _MOST_ENCODED:
+        raise CheckpointError(f"{path}: could make more than {_MOST_ENCODED:,} bytes out of text")
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -84,6 +84,27 @@ def test_trains_and_tests_every_seed_and_reports(run: Run, capsys: pytest.Captur
     assert Path("there/report.html").is_file()
 
 
+def test_options_of_test_go_to_test(run: Run) -> None:
+    own = ["--protocol", "genesisv2", "--fid.num_images=5"]
+    assert run("--seeds", "0", *own, "--max_steps", "8") == 0
+    fit, test = calls()
+    assert fit["args"][:4] == ["--config", "my_experiment.yaml", "--max_steps", "8"]
+    assert "--protocol" not in fit["args"]
+    assert test["args"][2:] == [*own, "--ckpt_path", "last"]
+    assert run("--seeds", "0", "--max_steps", "8") == 0  # tested otherwise: it is done again
+    assert stages() == [("fit", 0), ("test", 0)]
+
+
+def test_a_file_in_a_seeds_place_does_not_keep_the_others(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").mkdir()
+    Path("runs/my_experiment-seed1").touch()
+    assert run("--seeds", "0,1,2") == 1
+    assert stages() == [("fit", 0), ("test", 0), ("fit", 2), ("test", 2)]
+    assert "seed 1: runs/my_experiment-seed1: File exists" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("stage", "behaviour", "reason"),
     [
