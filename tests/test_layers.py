@@ -10,13 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("lightning_genesis", "data_modules")
 ROOMS: tuple[tuple[str, ...], ...] = (
-    (
-        "lightning_genesis.errors",
-        "lightning_genesis.precision",
-        "lightning_genesis.scene",
-        "lightning_genesis",
-    ),
-    ("lightning_genesis.bounds", "lightning_genesis.classes", "lightning_genesis.storage"),
+    ("lightning_genesis.errors", "lightning_genesis"),
+    ("lightning_genesis.precision", "lightning_genesis.scene"),
+    ("lightning_genesis.bounds",),
+    ("lightning_genesis.classes", "lightning_genesis.storage"),
     ("data_modules",),
     ("lightning_genesis.layers", "lightning_genesis.objectives", "lightning_genesis.metrics"),
     ("lightning_genesis.optimization",),
