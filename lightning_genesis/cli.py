@@ -177,7 +177,9 @@ def _run(command: Command, name: str, args: Sequence[str]) -> int:
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those it came from, outermost first."""
-    while error is not None:
+    seen: set[int] = set()  # an error that is raised again can come from itself
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -181,23 +181,27 @@ def mistakes_in_one_line(
     Raises:
         ConfigurationError: in place of these.
     """
+    found: Exception | None = None
     try:
         yield
     except Exception as error:
         # The parser wraps what a constructor raises, or drops it; the innermost error says it best.
-        error = raised[-1] if raised else error
-        chain = list(_causes(error))
-        innermost = chain[-1]
-        modules = [name for one in chain for name in _modules(one)]
-        ours = all(name.partition(".")[0] in (*_KNOWN, *sys.stdlib_module_names) for name in modules)
-        complaint = isinstance(error, MisconfigurationException) or (
-            type(error) is RuntimeError and modules[-1].startswith("pytorch_lightning.callbacks.")
-        )
-        told = any(isinstance(one, UserError | DataError | OSError) for one in chain)
-        if told or not ours or (running and not complaint):
-            raise error
-        reason = " ".join(str(innermost).split())[:300] or type(innermost).__name__
-        raise ConfigurationError(f"{option}: {reason}") from error
+        found = raised[-1] if raised else error
+    if found is None:
+        return
+    # Raised outside the handler: as the context of its own wrapper it would be its own cause.
+    chain = list(_causes(found))
+    innermost = chain[-1]
+    modules = [name for one in chain for name in _modules(one)]
+    ours = all(name.partition(".")[0] in (*_KNOWN, *sys.stdlib_module_names) for name in modules)
+    complaint = isinstance(found, MisconfigurationException) or (
+        type(found) is RuntimeError and modules[-1].startswith("pytorch_lightning.callbacks.")
+    )
+    told = any(isinstance(one, UserError | DataError | OSError) for one in chain)
+    if told or not ours or (running and not complaint):
+        raise found
+    reason = " ".join(str(innermost).split())[:300] or type(innermost).__name__
+    raise ConfigurationError(f"{option}: {reason}") from found
 
 
 def remembering(raised: list[Exception]) -> Callable[..., Any]:
@@ -215,7 +219,9 @@ def remembering(raised: list[Exception]) -> Callable[..., Any]:
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that it was raised from, outermost first."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__
 
