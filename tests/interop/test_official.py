@@ -256,7 +256,7 @@ def test_flags_of_another_run() -> None:
     ("text", "message"),
     [
         ("[1]", "holds a list, expected a JSON object"),
-        ("{", "not readable flags"),
+        ("{", "not readable as JSON"),
         ('{"K_steps": "5"}', "K_steps is '5', expected a int"),
         ('{"g_goal": "low"}', "g_goal is 'low', expected a number"),
         ('{"kernel": "square", "K_steps": 3}', "kernel='square' is unknown"),
