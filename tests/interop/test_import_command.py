@@ -143,7 +143,7 @@ def test_options_on_the_command_line(folder: Path) -> None:
         (["--kernle", "gaussian"], "no option 'kernle' (did you mean kernel?)"),
         (["--kernel", "square"], "kernel"),
         (["--std", "wide"], "std: expected float, found 'wide'"),
-        (["--flags", "none.json"], "none.json: not readable flags"),
+        (["--flags", "none.json"], "none.json: not readable as JSON"),
         (["--image_size", "64"], "parameter network.backbone"),
     ],
 )
