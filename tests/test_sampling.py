@@ -130,6 +130,7 @@ def test_settings_are_swept_with_the_same_noise(folder: Path) -> None:
             "seed": 0,
             "temperature": temperature,
             "num_slots": num_slots,
+            "prior": None,
         }
 
 
