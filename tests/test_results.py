@@ -79,7 +79,7 @@ def test_a_run_without_results(tmp_path: Path) -> None:
         ({"model": None}, "`model` is None, expected str"),
         ({"synthetic": 1}, "`synthetic` is 1, expected bool"),
         ({"protocol": 7}, "`protocol` is 7, expected str or null"),
-        ({"metrics": {"fid": "12"}}, "`metrics.fid` is '12', expected a number or null"),
+        ({"metrics": {"fid": "12"}}, "`metrics.fid` is '12', expected a number below 1e+100, or null"),
         ({"rules": []}, "`rules` is [], expected dict or null"),
         ({"checkpoint": {"path": "x"}}, "has no key `checkpoint.sha256`"),
     ],

@@ -20,7 +20,7 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder, which is made if need be; a folder that stays empty is removed.
+    """Holds the lock of a run's folder, which is made if need be; what was made and stays empty is removed.
 
     The lock is the process's own: its loaders do not inherit it, and the system releases it when the process
     dies, however it dies.
@@ -28,6 +28,7 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: if another process is writing there.
     """
+    made = [parent for parent in folder.parents if not parent.exists()]
     file = _locked(folder)
     try:
         yield
@@ -36,6 +37,8 @@ def writing(folder: Path) -> Iterator[None]:
             if os.listdir(folder) == [LOCK]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
+                for parent in made:  # the innermost first; one that others use by now is not empty
+                    parent.rmdir()
         file.close()
 
 

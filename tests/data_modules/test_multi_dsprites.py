@@ -12,7 +12,8 @@ import torch
 from data_modules import DataError, MultiDSprites
 from data_modules.base import SPLITS, Split
 from data_modules.multi_dsprites import Draws, draw_scenes, paint, paint_all
-from data_modules.store import Store, write_store
+from data_modules.store import Store
+from data_modules.store_writer import write_store
 from data_modules.synthesis import sprites
 from data_modules.synthesis.sprites import RenderedSprites
 from tests.data_modules.test_sprites import frames
