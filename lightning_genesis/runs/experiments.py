@@ -29,12 +29,13 @@ def experiments_folder() -> Path:
     return checkout if (checkout / "quickstart.yaml").is_file() else package / "experiments"
 
 
-def find_experiment(name: str | Path) -> Path:
+def find_experiment(name: str | Path, option: str = "") -> Path:
     """The file that a `--config` or `--data` names; one in the current folder wins.
 
     Args:
         name: a path, the path of a file that comes along (`experiments/quickstart.yaml`,
             `experiments/data/clevr6.yaml`), or its bare name (`quickstart`).
+        option: what names it, the first words of an error.
 
     Raises:
         ConfigurationError: if there is none; the message names the closest.
@@ -51,7 +52,7 @@ def find_experiment(name: str | Path) -> Path:
     close = get_close_matches(path.stem, known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise ConfigurationError(
-        f"{name}: no such file here, and no experiment of that name comes along{hint}; "
+        f"{option}{name}: no such file here, and no experiment of that name comes along{hint}; "
         "`lightning-genesis experiments` lists those that do"
     )
 

@@ -103,10 +103,7 @@ def load_with_data(
             file.
     """
     if data is not None:
-        try:
-            data = find_experiment(data)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{command}: --data {error}") from error
+        data = find_experiment(data, f"{command}: --data ")
         found = load_model(run, checkpoint, model)
         module = build_data(read_mapping(data, "a data section, class_path and init_args"), str(data))
     elif run.is_dir() or run.suffix == ".safetensors":
