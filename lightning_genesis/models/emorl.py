@@ -2,6 +2,9 @@
 
 Emami, He, Ranka, Rangarajan: "Efficient Iterative Amortized Inference for Learning Symmetric and Disentangled
 Multi-Object Representations", ICML 2021.
+
+Longer than other files: the system is one thing in two stages, the hierarchy of slots, and a refinement that
+takes gradients of the first stage's loss inside the forward. Neither is used or understood without the other.
 """
 
 from dataclasses import replace
