@@ -412,7 +412,8 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_model_without_a_run(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model, data = str(run.parent / "model.safetensors"), str(run.parent / "data.yaml")
-    assert main(["probe", model, *FEW]) == 0
+    # a file does not choose where data lie
+    assert main(["probe", model, "--root", str(run.parent / "data"), *FEW]) == 0
     assert "not written: give --output" in capsys.readouterr().out
     arguments = ["--data", data, "--output", str(tmp_path), *FEW]
     assert main(["probe", str(run / "checkpoints/best.ckpt"), *arguments]) == 0
