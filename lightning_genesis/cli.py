@@ -75,6 +75,7 @@ COMMANDS = {
     "sweep": Command("sweep", "train and test several seeds, then report: sweep --config FILE --seeds 0,1,2"),
     "report": Command("report", "tables, curves and pictures of runs beside the papers: report runs/*-seed*"),
     "experiments": Command("experiments", "list the experiments that come along, with source and result"),
+    "zoo": Command("zoo", "list the trained models that come along: sample zoo:NAME --output samples"),
     "prepare": Command("prepare", "build a dataset's store: prepare multi_dsprites --root data"),
     "export": Command("export", "write a run's weights as safetensors: export runs/NAME weights.safetensors"),
     "import": Command(

@@ -3,9 +3,11 @@
 import argparse
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.errors import ConfigurationError, UserError
+from lightning_genesis.runs.zoo import find_weights
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,18 @@ class CommandParser(argparse.ArgumentParser):
             ConfigurationError: always.
         """
         raise ConfigurationError(f"{self.prog.split()[-1]}: {message}")
+
+
+def weights_path(text: str) -> Path:
+    """The type of an argument that names a run's folder, a file of weights, or `zoo:NAME`.
+
+    Raises:
+        ArgumentTypeError: if there is no such model in the zoo, or its file was changed.
+    """
+    try:
+        return find_weights(text)
+    except UserError as error:  # the parser tells the text of no other error
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_checkpoint_option(parser: ArgumentParser) -> None:

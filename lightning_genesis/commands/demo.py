@@ -18,7 +18,7 @@ from lightning_genesis.runs.experiments import experiments_folder
 from lightning_genesis.runs.loading import load
 from lightning_genesis.scene import IndexedNoise
 
-SHIPPED = Path(__file__).parents[1] / "weights" / "genesisv2_sprites.safetensors"
+SHIPPED = "zoo:genesis-v2_sprites"
 COLUMNS = {
     "MSE": "test/mse",
     "ELBO": "test/elbo",
@@ -55,11 +55,10 @@ def main(args: Sequence[str]) -> None:
     }
     names = ("initial_masks", "test_reconstructions", "test_samples")
     pictures = [run / "pictures" / f"{name}.png" for name in names]
-    if SHIPPED.is_file():
-        model, data = load(SHIPPED)
-        data.root = tested.datamodule.root
-        rows[f"shipped weights ({model.hparams['num_slots']} slots)"] = score(model, data)
-        pictures += draw(model, data, run / "pictures")
+    model, data = load(SHIPPED)
+    data.root = tested.datamodule.root
+    rows[f"shipped weights ({model.hparams['num_slots']} slots)"] = score(model, data)
+    pictures += draw(model, data, run / "pictures")
     show(type(trained.model).__name__, rows, pictures, run)
 
 

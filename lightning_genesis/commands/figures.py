@@ -20,6 +20,7 @@ from lightning_genesis.commands.arguments import (
     add_prior_option,
     check_numbers,
     find_device,
+    weights_path,
 )
 from lightning_genesis.commands.sample import BATCH_SIZE, join, sample_batches, setting_name
 from lightning_genesis.errors import ConfigurationError
@@ -340,7 +341,9 @@ def known_fid(run: Path, file: Path) -> float | None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis figures", description=__doc__)
-    parser.add_argument("run", type=Path, nargs="+", help="a run's folder, a .safetensors or a .ckpt")
+    parser.add_argument(
+        "run", type=weights_path, nargs="+", help="a run's folder, .safetensors, .ckpt or zoo:NAME"
+    )
     add_model_options(parser)
     add_prior_option(parser)
     parser.add_argument("--output", type=Path, help="a folder; RUN/figures by default")

@@ -64,6 +64,7 @@ from lightning_genesis.runs.loggers import RunCSVLogger, RunWandbLogger, make_wa
 from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
 from lightning_genesis.runs.run import find_checkpoint, read_last_good
+from lightning_genesis.runs.zoo import find_weights
 from lightning_genesis.storage.checkpoint import (
     DurableCheckpointIO,
     check_model,
@@ -213,6 +214,7 @@ class ExperimentCLI(LightningCLI):
 
     def _find_checkpoint(self, config: Any) -> None:
         folder, path = self.run_options.folder, config.ckpt_path
+        path = path if path is None else str(find_weights(path))
         trained = any((folder / "checkpoints").glob("*.ckpt"))
         self.checkpoint: dict[str, Any] | None = None
         if path is None and trained and self._trains(config):
@@ -260,7 +262,7 @@ class ExperimentCLI(LightningCLI):
         elif self.subcommand != "fit":
             rank_zero_warn("no --ckpt_path was given: the weights are untrained")
         elif config.init_from is not None:
-            load_weights(self.model, config.init_from)
+            load_weights(self.model, find_weights(config.init_from))
             rank_zero_info(f"starting at step 0 from the weights of {config.init_from}")
         if self.subcommand == "test":
             self._set_up_test(config)

@@ -21,6 +21,7 @@ from lightning_genesis.commands.arguments import (
     add_model_options,
     check_numbers,
     find_device,
+    weights_path,
 )
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.prior_scores import score_prior
@@ -42,7 +43,7 @@ SIZES = {"width", "num_layers", "num_heads", "scene_size", "num_components", "hi
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis fit-prior", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, a .safetensors or a .ckpt")
+    parser.add_argument("run", type=weights_path, help="a run's folder, .safetensors, .ckpt or zoo:NAME")
     add_model_options(parser)
     parser.add_argument(
         "--kind", choices=PRIORS, default="set_flow", help="of the prior; set_flow by default"

@@ -19,6 +19,7 @@ from lightning_genesis.commands.arguments import (
     add_model_options,
     check_numbers,
     find_device,
+    weights_path,
 )
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.generation import (
@@ -55,7 +56,7 @@ SHOWN = (
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis generation", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, a .safetensors or a .ckpt")
+    parser.add_argument("run", type=weights_path, help="a run's folder, .safetensors, .ckpt or zoo:NAME")
     add_model_options(parser)
     parser.add_argument(
         "--prior",

@@ -23,6 +23,7 @@ from lightning_genesis.commands.arguments import (
     add_model_options,
     add_prior_option,
     find_device,
+    weights_path,
 )
 from lightning_genesis.commands.label_page import Images, make_page
 from lightning_genesis.commands.sample import sample_batches
@@ -113,7 +114,7 @@ def digest(images: Images) -> str:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis label", description=__doc__)
-    parser.add_argument("samples", type=Path, nargs="?", help="a folder of PNGs, or a model")
+    parser.add_argument("samples", type=weights_path, nargs="?", help="a folder of PNGs, or a model")
     add_model_options(parser)
     add_prior_option(parser)
     parser.add_argument("--output", type=Path, help="a .html file")

@@ -15,7 +15,12 @@ from rich.console import Console
 
 from data_modules import SceneDataModule
 from data_modules.base import Split
-from lightning_genesis.commands.arguments import CommandParser, add_model_options, find_device
+from lightning_genesis.commands.arguments import (
+    CommandParser,
+    add_model_options,
+    find_device,
+    weights_path,
+)
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.probes import (
     NUM_TRAIN,
@@ -36,7 +41,7 @@ from lightning_genesis.runs.results import Result, about_run, write_result
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis probe", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, a .safetensors or a .ckpt")
+    parser.add_argument("run", type=weights_path, help="a run's folder, .safetensors, .ckpt or zoo:NAME")
     add_model_options(parser)
     parser.add_argument("--output", type=Path, help="a folder for the result; RUN by default")
     parser.add_argument("--data", type=Path, help="a data section, such as experiments/data/shapestacks.yaml")

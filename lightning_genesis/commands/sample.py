@@ -26,6 +26,7 @@ from lightning_genesis.commands.arguments import (
     add_prior_option,
     check_numbers,
     find_device,
+    weights_path,
 )
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import generation_order, generation_steps, sweep
@@ -52,7 +53,7 @@ SWEEP_SHOWN = 8
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-genesis sample", description=__doc__)
-    parser.add_argument("model", type=Path, help="a run's folder, a .ckpt or a .safetensors")
+    parser.add_argument("model", type=weights_path, help="a run's folder, .safetensors, .ckpt or zoo:NAME")
     add_model_options(parser)
     add_prior_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")

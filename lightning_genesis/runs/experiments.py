@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import lightning_genesis
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.runs.zoo import find_in_zoo, is_in_zoo
 
 
 class Experiment(NamedTuple):
@@ -34,12 +35,15 @@ def find_experiment(name: str | Path, option: str = "") -> Path:
 
     Args:
         name: a path, the path of a file that comes along (`experiments/quickstart.yaml`,
-            `experiments/data/clevr6.yaml`), or its bare name (`quickstart`).
+            `experiments/data/clevr6.yaml`), its bare name (`quickstart`), or `zoo:NAME` for that of a
+            trained model.
         option: what names it, the first words of an error.
 
     Raises:
         ConfigurationError: if there is none; the message names the closest.
     """
+    if is_in_zoo(name):
+        return find_in_zoo(name).experiment
     path = Path(name)
     if path.exists() or path.is_symlink():  # what it is, its reader says
         return path

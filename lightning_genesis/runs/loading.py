@@ -17,6 +17,7 @@ from lightning_genesis.models import SceneModel
 from lightning_genesis.models.restore import build_model
 from lightning_genesis.runs.experiments import find_experiment
 from lightning_genesis.runs.run import find_checkpoint, find_file, read_config, read_data_config
+from lightning_genesis.runs.zoo import find_weights
 from lightning_genesis.storage.checkpoint import read_checkpoint
 from lightning_genesis.storage.yaml_file import read_mapping
 
@@ -27,7 +28,8 @@ def load(
     """The model and the data module of a run, ready for use in Python.
 
     Args:
-        path: a run's folder, or a `.safetensors` file made by `lightning-genesis export`.
+        path: a run's folder, a `.safetensors` file made by `lightning-genesis export`, or `zoo:NAME`,
+            a trained model that comes along.
         checkpoint: of a run's folder, "best" or "last"; the best there is if None.
         model: class of the model, or its dotted path; what the run's configuration says if None. A file of
             weights needs it for a class that is neither ours nor imported.
@@ -40,7 +42,7 @@ def load(
         ConfigurationError: if a class cannot be found or is of another kind, or a checkpoint is chosen of a
             file.
     """
-    path = Path(path)
+    path = find_weights(path)
     if path.suffix != ".safetensors":
         data = read_data_config(path)
         return load_model(path, checkpoint, model), build_data(data, f"{path / 'config.yaml'}: data")

@@ -8,7 +8,6 @@ RUN/priors/
 ```
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.models import SceneModel
 from lightning_genesis.priors import PRIORS, SetPrior, attach_prior
-from lightning_genesis.storage.files import replacing, whole_folder
+from lightning_genesis.storage.files import replacing, sha256_of, whole_folder
 from lightning_genesis.storage.json_file import read_json
 
 FOLDER = "priors"
@@ -31,12 +30,6 @@ SLOTS = "slots"
 CONFIG, WEIGHTS = "config.json", "prior.safetensors"
 FORMAT = 1
 _LARGEST_CONFIG = 1_000_000
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_name(name: str) -> None:
@@ -171,7 +164,7 @@ def use_prior(model: SceneModel, place: Path, name: str, weights: Path) -> dict[
 
     Args:
         model: as the weights have it.
-        place: the run's folder.
+        place: the run's folder, or a file of weights, whose priors lie beside it.
         name: of a prior of the run, or a prior's own folder.
         weights: file of the model's weights, to which the prior has to have been fitted.
 
@@ -185,7 +178,7 @@ def use_prior(model: SceneModel, place: Path, name: str, weights: Path) -> dict[
     folder = Path(name)
     if not (folder / CONFIG).is_file():
         check_name(name)
-        folder = place / FOLDER / name
+        folder = (place.parent if place.is_file() else place) / FOLDER / name
     config = read_prior_config(folder)
     told = config["model"]
     if told.get("sha256") != (found := sha256_of(weights)):

@@ -1,6 +1,7 @@
 """Files and folders that are there as a whole or not at all, also after a crash, a kill or a full disk."""
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -8,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,7 +77,7 @@ def link(source: str | Path, path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def open_regular(path: str | Path) -> IO[bytes]:
+def open_regular(path: str | Path) -> BufferedReader:
     """Opens a regular file for reading. A pipe or a device, which may never end, is not waited for.
 
     Raises:
@@ -89,6 +91,12 @@ def open_regular(path: str | Path) -> IO[bytes]:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a regular file, in hexadecimal digits."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_disk(file: IO[Any]) -> None:
