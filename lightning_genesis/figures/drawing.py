@@ -39,6 +39,8 @@ SLOT_COLOURS: tuple[tuple[int, int, int], ...] = (
 """Colour of each slot, the same in every picture; slots beyond these start over."""
 PADDING, LINES = 2, 0.6
 """Width of the lines between cells, and their grey: visible between white cells and between black ones."""
+EMPTY = 0.5
+"""Grey of a slot's picture where its mask is empty."""
 SIDE = 96
 """Images are enlarged to at least this many pixels, so that a heading fits above each."""
 FONT_SIZE = 12
@@ -106,8 +108,11 @@ def colour_masks(scene: Scene) -> Tensor:
 
 
 def masked_components(scene: Scene) -> Tensor:
-    """Every slot's component where its mask is high, on white, `[B, K, 3, H, W]`."""
-    return scene.masks * scene.components + (1.0 - scene.masks)
+    """Every slot's component where its mask is high, on grey elsewhere, `[B, K, 3, H, W]`.
+
+    Grey, as scenes are often black or white somewhere: what is no slot's must not look like an object.
+    """
+    return scene.masks * scene.components + EMPTY * (1.0 - scene.masks)
 
 
 def image_so_far(scene: Scene) -> Tensor:
