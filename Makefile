@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-machines lint type bench
+.PHONY: help install demo docs test test-slow test-machines lint type bench
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,14 @@ else
 endif
 	@touch $@
 
+.venv/docs-installed: .venv/installed
+ifdef UV
+	uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+else
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+endif
+	@touch $@
+
 install: .venv/installed ## set up .venv (about 20 s with uv, 2 to 3 min with pip)
 
 demo: install ## train GENESIS-V2 on embedded data for at most 5 minutes and show the result
@@ -33,6 +41,9 @@ test-slow: install ## run the slow tests too (longer)
 
 test-machines: install ## run what differs between machines as AVX2, SSE4.1, two threads, oldest torch (an hour)
 	PYTHON=$(BIN)/python TEST_JOBS=$(TEST_JOBS) tests/machines.sh
+
+docs: .venv/docs-installed ## build the documentation's site in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .

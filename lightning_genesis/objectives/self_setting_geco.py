@@ -14,7 +14,7 @@ class SelfSettingGECO(GECO):
 
     For `warmup_steps` steps β is `warmup_beta`. Then every branch gets the goal
 
-        goal = a + tolerance · |a|,
+        goal = a + tolerance · abs(a),
 
     where a is its moving average of the error, and from there on it is `GECO`, which starts from the same β.
     Set by hand, a goal that cannot be reached drives β to zero for ever, and one that is too easy lets the KL
