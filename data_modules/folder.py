@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from data_modules.base import Batch, SceneDataModule, Split, make_batch
-from data_modules.raw.pictures import open_picture, orientation, read_ids, turned
+from data_modules.raw.pictures import open_picture, orientation, read_ids, resized_square, turned, upright
 from data_modules.store import DataError
 
 _SUFFIXES = (
@@ -159,10 +159,10 @@ class FolderDataset(Dataset[Batch]):
         images, masks = [], []
         for name in names:
             image, turn = self._read_image(name)
-            images.append(self._resized(image, Image.Resampling.BILINEAR))
+            images.append(resized_square(image, self.image_size, Image.Resampling.BILINEAR))
             if self.masks is not None:
                 mask = self._read_mask(name, image.size, turn)
-                masks.append(self._resized(mask, Image.Resampling.NEAREST))
+                masks.append(resized_square(mask, self.image_size, Image.Resampling.NEAREST))
         arrays = {"images": np.stack(images)}
         if masks:
             arrays["segmentations"] = np.stack(masks)
@@ -207,9 +207,7 @@ class FolderDataset(Dataset[Batch]):
         path = self.folder / name
         with open_picture(path) as image:
             _check_image(image, path)
-            turn = orientation(image)
-            pixels = image.convert("RGB")
-            return pixels if image.format == "TIFF" else turned(pixels, turn), turn
+            return upright(image)
 
     def _read_mask(self, name: str, size: tuple[int, int], turn: int) -> Image.Image:
         """The mask of an image of an upright size, turned like it."""
@@ -240,13 +238,6 @@ class FolderDataset(Dataset[Batch]):
         table[: self.num_background] = np.arange(self.num_background)
         table[objects] = self.num_background + np.arange(len(objects))
         return table[ids]
-
-    def _resized(self, image: Image.Image, resampling: Image.Resampling) -> NDArray[np.uint8]:
-        """Bring the centre square to `image_size`: the shorter side is resized, the longer cropped."""
-        side = min(image.size)
-        left, top = ((length - side) // 2 for length in image.size)
-        box = (left, top, left + side, top + side)
-        return np.asarray(image.resize((self.image_size, self.image_size), resampling, box=box))
 
 
 def _swapped(size: tuple[int, int]) -> tuple[int, int]:

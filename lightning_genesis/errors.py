@@ -12,6 +12,10 @@ class ConfigurationError(UserError, ValueError):
     """An option or a combination of options."""
 
 
+class ImageError(UserError, ValueError):
+    """Images of a kind, size or range that a model does not take."""
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint file."""
 

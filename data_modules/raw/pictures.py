@@ -45,6 +45,26 @@ def turned(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
 
 
+def upright(picture: Image.Image) -> tuple[Image.Image, int]:
+    """The pixels in RGB, turned as the picture's EXIF orientation says, and that orientation."""
+    turn = orientation(picture)
+    pixels = picture.convert("RGB")
+    return pixels if picture.format == "TIFF" else turned(pixels, turn), turn
+
+
+def centre_square(height: int, width: int) -> tuple[int, int, int]:
+    """What of a picture of these sides a model sees: top, left and side of the square, in pixels."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
+
+
+def resized_square(picture: Image.Image, size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
+    """The centre square of a picture with `size` pixels a side, `[size, size, 3]`; `[size, size]` of grey."""
+    top, left, side = centre_square(picture.height, picture.width)
+    box = (left, top, left + side, top + side)
+    return np.asarray(picture.resize((size, size), resampling, box=box))
+
+
 def read_ids(picture: Image.Image) -> NDArray[np.integer[Any]]:
     """The values of a grey or palette PNG as stored, `[H, W]`; Pillow stretches grey of 2 and 4 bits."""
     assert isinstance(picture, PngImageFile)

@@ -1,12 +1,9 @@
 """Pictures of what a model sees and dreams, the same in every logger and as PNG files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
@@ -15,6 +12,7 @@ from lightning_genesis.bounds import check_number
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import imagination_pairs, random_walk, walk_frames, write_gif
 from lightning_genesis.figures.drawing import mask_grid, reconstruction_grid, sample_grid, write_picture
+from lightning_genesis.models.pictures import evaluating
 from lightning_genesis.scene import IndexedNoise, Scene
 
 SAMPLE_SEED = 1
@@ -127,7 +125,7 @@ class Pictures(pl.Callback):
         examples = cast(Any, trainer).datamodule.examples(split, self.num_images)
         batch = {name: examples[name].to(pl_module.device) for name in ("image", "index")}
         batch = pl_module.on_after_batch_transfer(batch, 0)
-        with _evaluating(pl_module):
+        with evaluating(pl_module):
             return batch["image"], pl_module.predict_step(batch, 0)
 
     def _walk(self, trainer: pl.Trainer, pl_module: Any, name: str) -> None:
@@ -135,7 +133,7 @@ class Pictures(pl.Callback):
             return
         options: dict[str, Any] = {"seed": SAMPLE_SEED, "temperature": self.temperature}
         try:
-            with _evaluating(pl_module):
+            with evaluating(pl_module):
                 frames = walk_frames(random_walk(pl_module, self.walk_frames, **options))
         except ConfigurationError:  # a model without a prior over scenes
             return
@@ -154,15 +152,3 @@ class Pictures(pl.Callback):
                 logger.log_image(f"pictures/{name}", [picture.cpu()], step=step)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"pictures/{name}", picture, step or 0)
-
-
-@contextmanager
-def _evaluating(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Evaluation mode, without gradients; then the mode it was."""
-    was_training = pl_module.training
-    pl_module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        pl_module.train(was_training)

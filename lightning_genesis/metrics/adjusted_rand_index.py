@@ -2,21 +2,21 @@
 
 from torch import Tensor
 
-from lightning_genesis.metrics.contingency import Contingency, count_pixels
+from lightning_genesis.metrics.contingency import Contingency, Ids, count_pixels, like
 from lightning_genesis.metrics.conventions import Convention, edge_cases
 from lightning_genesis.metrics.segmentation_score import SegmentationScore
 
 
 def adjusted_rand_index(
-    prediction: Tensor,
-    target: Tensor,
+    prediction: Ids,
+    target: Ids,
     *,
-    num_slots: int,
+    num_slots: int | None = None,
     num_background: int = 1,
     foreground: bool = False,
     ignore_index: int = 255,
     convention: Convention = "genesis",
-) -> Tensor:
+) -> Ids:
     """Agreement of two partitions of the pixels, corrected for chance, of every image.
 
     Over pairs of pixels, with `tp` pairs together in both, `tn` apart in both, `fp` together in the
@@ -28,20 +28,20 @@ def adjusted_rand_index(
     background, so a slot may take objects and background alike at no cost.
 
     Args:
-        prediction: slot ids in 0 to `num_slots - 1`, integers `[B, H, W]`.
+        prediction: slot ids in 0 to `num_slots - 1`, integers `[B, H, W]`; a tensor or a NumPy array.
         target: instance ids in 0 to 255, integers `[B, H', W']`; if larger, the prediction is enlarged.
-        num_slots: number of slots `K`.
+        num_slots: number of slots `K`; None counts those of the prediction.
         num_background: ids below it are background and count as one.
         foreground: keep only the pixels with `target >= num_background`.
         ignore_index: id of the pixels that are left out.
         convention: value where the quotient is 0 / 0, a name in `CONVENTIONS`.
 
     Returns:
-        float64 `[B]`.
+        float64 `[B]`; of NumPy arrays an array.
 
     Raises:
         ValueError: if shapes or options do not fit.
-        TypeError: if an argument is not a tensor of integers.
+        TypeError: if an argument holds no integers.
 
     Source: Hubert and Arabie, "Comparing partitions", 1985; as evaluated in the GENESIS (ARI) and
     GENESIS-V2 (ARI-FG) papers.
@@ -53,7 +53,8 @@ def adjusted_rand_index(
         num_background=num_background,
         ignore_index=ignore_index,
     )
-    return score_adjusted_rand_index(counts, foreground=foreground, convention=convention)
+    scores = score_adjusted_rand_index(counts, foreground=foreground, convention=convention)
+    return like(scores, prediction)
 
 
 def score_adjusted_rand_index(counts: Contingency, *, foreground: bool, convention: Convention) -> Tensor:

@@ -1,10 +1,15 @@
 """Pixel counts of every pair of slot and object: all that the segmentation scores need to know."""
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Ids = TypeVar("Ids", Tensor, NDArray[Any])
+"""Integers that part an image's pixels: tensors, or NumPy arrays."""
 NUM_IDS = 256
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -76,11 +81,24 @@ def resize_prediction(prediction: Tensor, height: int, width: int) -> Tensor:
     return prediction[:, rows[:, None], columns]
 
 
+def as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
+    """A tensor of the values; NumPy's integers in a type that torch has."""
+    if isinstance(values, Tensor):
+        return values
+    values = np.asarray(values)
+    return torch.tensor(values.astype(np.int64) if values.dtype.kind in "iu" else values)
+
+
+def like(values: Tensor, given: Ids) -> Ids:
+    """The values in NumPy where an argument was given so."""
+    return values if isinstance(given, Tensor) else values.cpu().numpy()
+
+
 def count_pixels(
-    prediction: Tensor,
-    target: Tensor,
+    prediction: Tensor | NDArray[Any],
+    target: Tensor | NDArray[Any],
     *,
-    num_slots: int,
+    num_slots: int | None = None,
     num_background: int = 1,
     ignore_index: int = 255,
 ) -> Contingency:
@@ -93,7 +111,7 @@ def count_pixels(
         prediction: slot ids in 0 to `num_slots - 1`, integers `[B, H, W]`.
         target: instance ids in 0 to 255, integers `[B, H', W']`, with `H' >= H` and `W' >= W`; the
             prediction is enlarged to that size (`resize_prediction`).
-        num_slots: number of slots `K`.
+        num_slots: number of slots `K`; None counts those of the prediction, for which the host waits.
         num_background: ids below it are background and count as one.
         ignore_index: id of the pixels that are left out.
 
@@ -105,12 +123,15 @@ def count_pixels(
         TypeError: if an argument is not a tensor of integers.
         RuntimeError: on the CPU, if an id is out of range.
     """
-    check_options(num_slots, num_background, ignore_index)
+    prediction, target = as_tensor(prediction), as_tensor(target)
     for name, ids in (("prediction", prediction), ("target", target)):
         if ids.dtype not in INTEGERS:
             raise TypeError(f"{name}: expected integer ids, got {ids.dtype} (take the argmax of soft masks)")
         if ids.dim() != 3:
             raise ValueError(f"{name}: expected [B, H, W], got {list(ids.shape)}")
+    if num_slots is None:
+        num_slots = max(1, 1 + int(prediction.max())) if prediction.numel() else 1
+    check_options(num_slots, num_background, ignore_index)
     if len(prediction) != len(target):
         raise ValueError(
             "prediction and target: expected the same number of images, "

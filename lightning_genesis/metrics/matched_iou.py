@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from lightning_genesis.metrics.contingency import Contingency, count_pixels
+from lightning_genesis.metrics.contingency import Contingency, Ids, count_pixels, like
 from lightning_genesis.metrics.conventions import Convention, edge_cases
 from lightning_genesis.metrics.segmentation_score import SegmentationScore
 
@@ -14,16 +14,16 @@ Over = Literal["pairs", "objects"]
 
 
 def matched_iou(
-    prediction: Tensor,
-    target: Tensor,
+    prediction: Ids,
+    target: Ids,
     *,
-    num_slots: int,
+    num_slots: int | None = None,
     foreground: bool = False,
     over: Over = "pairs",
     num_background: int = 1,
     ignore_index: int = 255,
     convention: Convention = "genesis",
-) -> Tensor:
+) -> Ids:
     """Mean intersection over union under the best one-to-one matching of slots and objects, of every image.
 
     With objects `A_i` (the background is one of them) and slots `B_j`, without the ignored pixels,
@@ -40,9 +40,9 @@ def matched_iou(
     matching is solved on the host, which waits for the device.
 
     Args:
-        prediction: slot ids in 0 to `num_slots - 1`, integers `[B, H, W]`.
+        prediction: slot ids in 0 to `num_slots - 1`, integers `[B, H, W]`; a tensor or a NumPy array.
         target: instance ids in 0 to 255, integers `[B, H', W']`; if larger, the prediction is enlarged.
-        num_slots: number of slots `K`.
+        num_slots: number of slots `K`; None counts those of the prediction.
         foreground: leave out the background and its slot, as found by the matching of all (mIoU_fg).
         over: "pairs" or "objects".
         num_background: ids below it are background and count as one.
@@ -50,11 +50,11 @@ def matched_iou(
         convention: value of an image without an object to match, a name in `CONVENTIONS`.
 
     Returns:
-        float64 `[B]`, on the device of `prediction`.
+        float64 `[B]`, on the device of `prediction`; of NumPy arrays an array.
 
     Raises:
         ValueError: if shapes or options do not fit.
-        TypeError: if an argument is not a tensor of integers.
+        TypeError: if an argument holds no integers.
 
     Source: Karazija, Laina, Rupprecht: "ClevrTex: A Texture-Rich Benchmark for Unsupervised Multi-Object
     Segmentation", NeurIPS 2021 Datasets and Benchmarks, as its evaluation defines it.
@@ -66,7 +66,8 @@ def matched_iou(
         num_background=num_background,
         ignore_index=ignore_index,
     )
-    return score_matched_iou(counts, foreground=foreground, over=over, convention=convention)
+    scores = score_matched_iou(counts, foreground=foreground, over=over, convention=convention)
+    return like(scores, prediction)
 
 
 def score_matched_iou(

@@ -4,22 +4,22 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_genesis.metrics.contingency import Contingency, count_pixels
+from lightning_genesis.metrics.contingency import Contingency, Ids, count_pixels, like
 from lightning_genesis.metrics.conventions import Convention, edge_cases
 from lightning_genesis.metrics.segmentation_score import SegmentationScore
 
 
 def segmentation_covering(
-    prediction: Tensor,
-    target: Tensor,
+    prediction: Ids,
+    target: Ids,
     *,
-    num_slots: int,
+    num_slots: int | None = None,
     foreground: bool,
     weighted: bool,
     num_background: int = 1,
     ignore_index: int = 255,
     convention: Convention = "genesis",
-) -> Tensor:
+) -> Ids:
     """How well the best slot of every object covers it, on average over the objects of each image.
 
     With objects `A_i` present in the image and slots `B_j`, without the ignored pixels:
@@ -32,9 +32,9 @@ def segmentation_covering(
     slot may be the best one of several objects.
 
     Args:
-        prediction: slot ids in 0 to `num_slots - 1`, integers `[B, H, W]`.
+        prediction: slot ids in 0 to `num_slots - 1`, integers `[B, H, W]`; a tensor or a NumPy array.
         target: instance ids in 0 to 255, integers `[B, H', W']`; if larger, the prediction is enlarged.
-        num_slots: number of slots `K`.
+        num_slots: number of slots `K`; None counts those of the prediction.
         foreground: cover only the objects with `target >= num_background`.
         weighted: by area (SC), not all objects alike (mSC).
         num_background: ids below it are background and count as one.
@@ -42,11 +42,11 @@ def segmentation_covering(
         convention: value of an image without an object to cover, a name in `CONVENTIONS`.
 
     Returns:
-        float64 `[B]`.
+        float64 `[B]`; of NumPy arrays an array.
 
     Raises:
         ValueError: if shapes or options do not fit.
-        TypeError: if an argument is not a tensor of integers.
+        TypeError: if an argument holds no integers.
 
     Source: Arbelaez et al., "Contour detection and hierarchical image segmentation", 2011; as evaluated
     in the GENESIS (SC and mSC) and GENESIS-V2 (mSC-FG, there MSC-FG) papers.
@@ -58,9 +58,10 @@ def segmentation_covering(
         num_background=num_background,
         ignore_index=ignore_index,
     )
-    return score_segmentation_covering(
+    scores = score_segmentation_covering(
         counts, foreground=foreground, weighted=weighted, convention=convention
     )
+    return like(scores, prediction)
 
 
 def score_segmentation_covering(

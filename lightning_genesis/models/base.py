@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_genesis.callbacks.checkpoints import check_state
 from lightning_genesis.callbacks.finite_gate import FiniteGate
@@ -22,14 +21,18 @@ from lightning_genesis.metrics.slot_count import slot_count_error
 from lightning_genesis.models.contract import (
     check_class,
     check_compile,
+    check_images,
     check_per_image,
     check_plain,
+    check_range,
     check_scene,
     check_terms,
     constructor_arguments,
 )
+from lightning_genesis.models.pictures import PictureMethods
+from lightning_genesis.models.ranks import leave_to_each_rank, send_buffers
 from lightning_genesis.models.restore import restore_model
-from lightning_genesis.models.scores import Scores, means_of_terms
+from lightning_genesis.models.scores import RunningMeans, Scores, means_of_terms
 from lightning_genesis.objectives import GECO, Objective
 from lightning_genesis.objectives.base import objective_from_plain
 from lightning_genesis.optimization.clipping import clip_gradients
@@ -42,7 +45,7 @@ EVALUATION_SEED = 0
 """Seed of the noise in validation, test and predict; the image's index does the rest."""
 
 
-class SceneModel(pl.LightningModule):
+class SceneModel(PictureMethods, pl.LightningModule):
     """Base of every model. A model gives its mathematics; the steps below are the only ones there are.
 
     A subclass has `branches`, the network, `forward`, `loss_terms`, `elbo` and, where they make sense,
@@ -122,8 +125,7 @@ class SceneModel(pl.LightningModule):
         self.finite: Tensor | None = None  # everything about the step is; from FiniteGate for GECOCallback
         # the step's terms for FiniteGate, which clears them: names, and the mean of each
         self.watched: tuple[tuple[str, ...], Tensor] | None = None
-        self._logged: dict[str, Tensor] = {}  # sums over the micro-batches since the last step
-        self._num_logged = 0
+        self._logged = RunningMeans()  # over the micro-batches since the last step
         self.stop_requested = self.stop_agreed = False
         """A signal has asked this rank to stop; all ranks know of it. See `StopOnSignal`."""
         self.importance_samples = 0
@@ -132,9 +134,7 @@ class SceneModel(pl.LightningModule):
         self.scores = nn.ModuleDict({stage: Scores(stage, *counted) for stage in ("val", "test")})
         self._contract_kept = False
         # β is the same on all ranks already, and must not change between a forward and its backward.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            self, [f"objective.{name}" for name, _ in self.objective.named_buffers()]
-        )
+        leave_to_each_rank(self, [f"objective.{name}" for name, _ in self.objective.named_buffers()])
 
     # ---------------------------------------------------------------- what a model gives
 
@@ -149,7 +149,7 @@ class SceneModel(pl.LightningModule):
         return GECO()
 
     def forward(self, images: Tensor, noise: Noise | None = None) -> Scene:
-        """Infers and decodes the slots of `images` `[B, 3, H, W]` in [0, 1]."""
+        """Infers and decodes the slots of `images` `[B, 3, H, W]` in [0, 1]; for others see `segment`."""
         raise ConfigurationError(f"{type(self).__name__} has no forward(images, noise=None) -> Scene")
 
     def loss_terms(self, scene: Scene, images: Tensor) -> dict[str, Terms]:
@@ -222,10 +222,16 @@ class SceneModel(pl.LightningModule):
     # ---------------------------------------------------------------- steps
 
     def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Scene:
-        """See `forward`. Under autocast all weights are cast at once, unless a compiler does it better."""
+        """See `forward`. Under autocast all weights are cast at once, unless a compiler does it better.
+
+        Raises:
+            ImageError: if they are no images that the model takes.
+        """
         # under DDP Lightning comes by here with a whole batch, on its way to the step
-        casts = self.compile_mode is None and isinstance(images, Tensor)
-        with cast_weights(self, images) if casts else nullcontext():
+        on_its_way = isinstance(images, dict) and self._trainer is not None
+        if not on_its_way:
+            check_images(images, self)
+        with nullcontext() if on_its_way or self.compile_mode else cast_weights(self, images):
             return super().__call__(images, *args, **kwargs)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -247,8 +253,9 @@ class SceneModel(pl.LightningModule):
         return loss
 
     def _check_contract(self, scene: Scene, terms: dict[str, Terms], images: Tensor) -> None:
-        """Looks once at the shapes of what the model gives; a model of one's own may have forgotten some."""
+        """Looks once at what the model gets and gives; data and models of one's own may have it wrong."""
         if not self._contract_kept:
+            check_range(images, type(self).__name__)
             check_scene(scene, images, self)
             check_terms(terms, self.branches, images, self)
             self._contract_kept = True
@@ -267,16 +274,12 @@ class SceneModel(pl.LightningModule):
         elbo = self.elbo(scene, images)
         if elbo is not None:
             values["train/elbo"] = elbo.mean()
-        self._logged = {name: self._logged.get(name, 0.0) + value for name, value in values.items()}
-        self._num_logged += 1
         # Lightning writes what the step's last micro-batch logs.
-        self.log_dict(
-            {name: value / self._num_logged for name, value in self._logged.items()}, sync_dist=True
-        )
+        self.log_dict(self._logged.add(values), sync_dist=True)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Ends the sums over micro-batches."""
-        self._logged, self._num_logged = {}, 0
+        """Ends the means over micro-batches."""
+        self._logged.clear()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Scores a batch of the validation split."""
@@ -327,15 +330,8 @@ class SceneModel(pl.LightningModule):
         return {"scene": scene, "values": values}
 
     def on_validation_start(self) -> None:
-        """Sends the buffers of rank 0, such as running means, to all ranks.
-
-        DDP would do so at a rank's first batch, but a rank may have none, and the others would wait for it.
-        """
-        wrapper = self.trainer.strategy.model
-        if isinstance(wrapper, DistributedDataParallel):
-            if wrapper.will_sync_module_buffers():
-                wrapper._sync_buffers()
-            wrapper.require_forward_param_sync = False  # until the next step
+        """Sends the buffers of rank 0, such as running means, to all ranks."""
+        send_buffers(self.trainer.strategy.model)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation split."""
@@ -442,7 +438,7 @@ class SceneModel(pl.LightningModule):
         """
         self.objective.restart()
         self.finite = self.watched = None
-        self._logged, self._num_logged = {}, 0
+        self._logged.clear()
         if len(self._resumed_random_states) == self.trainer.world_size:
             set_random_state(self._resumed_random_states[self.global_rank])
         elif self.trainer.world_size > 1 or self._resumed_random_states:

@@ -4,15 +4,19 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
-from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.errors import ConfigurationError, ImageError
 from lightning_genesis.scene import Scene, Terms
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of `torch.compile`."""
 LINKED = ("num_slots", "image_size", "num_background")
 """What the data know and every model takes."""
+RANGE_SLACK = 1e-3
+"""How far outside [0, 1] a value may lie: filters that resize, and float16, are a little off."""
 
 
 def constructor_arguments(module: nn.Module) -> dict[str, Any]:
@@ -79,6 +83,43 @@ def check_class(model: nn.Module, branches: tuple[str, ...]) -> None:
             f"{kind}: branches is {branches!r}, expected the names of the parts of its loss, as in "
             f'branches = ("{kind.lower()}",)'
         )
+
+
+def check_images(images: Any, model: LightningModule) -> None:
+    """Refuses what is no `[B, 3, H, W]` of floats in [0, 1] with the model's sides.
+
+    While a model trains, or in a running Trainer, no value is looked at, so that nothing waits for a device:
+    see `check_range`.
+
+    Raises:
+        ImageError: saying what was found and what to do.
+    """
+    kind, side = type(model).__name__, model.image_size
+    expected = f"expected floats in [0, 1], [B, 3, {side}, {side}]"
+    other = "model.segment and model.reconstruct take pictures, bytes and any size"
+    if not isinstance(images, Tensor):
+        raise ImageError(f"{kind}: a {type(images).__name__}, {expected}; {other}")
+    if not images.is_floating_point():
+        raise ImageError(f"{kind}: images of {_type(images)}, {expected}: images / 255; {other}")
+    if images.dim() != 4 or images.shape[1:] != (3, side, side):
+        raise ImageError(f"{kind}: images {list(images.shape)}, {expected}; {other}")
+    running = model._trainer is not None and model._trainer.state.status == TrainerStatus.RUNNING
+    if not (running or model.training):
+        check_range(images, kind)
+
+
+def check_range(images: Tensor, owner: str) -> None:
+    """Refuses floats that are not in [0, 1]; the host waits for the device. NaN is left to the gate.
+
+    Raises:
+        ImageError: naming the lowest and the highest value.
+    """
+    if images.is_meta or not images.numel():
+        return
+    lowest, highest = (float(value) for value in images.detach().aminmax())
+    if lowest < -RANGE_SLACK or highest > 1.0 + RANGE_SLACK:
+        what_to_do = "divide by 255" if lowest >= 0.0 and highest > 2.0 else "bring them there"
+        raise ImageError(f"{owner}: images from {lowest:.4g} to {highest:.4g}, expected 0 to 1; {what_to_do}")
 
 
 def check_scene(scene: Any, images: Tensor, model: nn.Module) -> None:
@@ -151,6 +192,10 @@ def check_per_image(name: str, value: Any, images: Tensor, model: nn.Module) -> 
         raise ConfigurationError(
             f"{type(model).__name__}.{name} gives {_shape(value)}, expected {[len(images)]}: one per image"
         )
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _shape(value: Any) -> str:

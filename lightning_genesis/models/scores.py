@@ -36,6 +36,24 @@ def means_of_terms(terms: Mapping[str, Terms], num_dimensions: int) -> dict[str,
     return values
 
 
+class RunningMeans:
+    """Means by name over the micro-batches of a step, on the device."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Starts over."""
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Adds those of a micro-batch; the means so far."""
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in values.items()}
+        self._count += 1
+        return {name: value / self._count for name, value in self._sums.items()}
+
+
 class Scores(nn.Module):
     """Means over images, and the segmentation's scores by decoded and by attention masks, for a stage.
 

@@ -6,7 +6,13 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from lightning_genesis.metrics import AdjustedRandIndex, adjusted_rand_index, resize_prediction
+from lightning_genesis.metrics import (
+    AdjustedRandIndex,
+    adjusted_rand_index,
+    matched_iou,
+    resize_prediction,
+    segmentation_covering,
+)
 
 IGNORE = 255
 
@@ -186,3 +192,40 @@ def test_soft_masks_are_scored_by_their_largest() -> None:
     scene = Scene(components=torch.rand(2, 4, 3, 8, 8), log_masks=masks)
     target = scene.segmentation().to(torch.uint8)
     assert adjusted_rand_index(scene.segmentation(), target, num_slots=4).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint16, np.int64, ">u2"])
+def test_numpy_in_numpy_out(kind: str | type) -> None:
+    prediction, target = random_maps(3, (4, 12, 9), 5, 8)
+    scores = adjusted_rand_index(prediction.numpy().astype(kind), target.numpy().astype(kind))
+    assert isinstance(scores, np.ndarray)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, reference(prediction, target, 1, False), rtol=0, atol=1e-12)
+    covering = segmentation_covering(
+        prediction.numpy(), target.numpy()[::-1].copy()[::-1], foreground=True, weighted=False
+    )
+    expected = segmentation_covering(prediction, target, num_slots=5, foreground=True, weighted=False)
+    assert np.array_equal(covering, expected.numpy())
+    assert np.array_equal(
+        matched_iou(prediction.numpy(), target.numpy()), matched_iou(prediction, target, num_slots=5).numpy()
+    )
+
+
+def test_without_a_number_of_slots_they_are_counted() -> None:
+    prediction, target = random_maps(4, (3, 10, 10), 6, 4)
+    for shift in (0, 1, 7):  # slots from 1, as in pictures, are the same partition
+        scores = adjusted_rand_index(prediction + shift, target)
+        np.testing.assert_allclose(scores, reference(prediction, target, 1, False), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "error", "message"),
+    [
+        (np.zeros((1, 4, 4)), TypeError, "prediction: expected integer ids, got torch.float64"),
+        (np.zeros((1, 4, 4), bool), TypeError, "prediction: expected integer ids, got torch.bool"),
+        (np.zeros((4, 4), int), ValueError, r"prediction: expected \[B, H, W\], got \[4, 4\]"),
+    ],
+)
+def test_wrong_arrays_are_one_line(prediction: np.ndarray, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        adjusted_rand_index(prediction, np.zeros((1, 4, 4), np.uint8))
