@@ -52,5 +52,5 @@ def test_outputs_are_stored(notebook: Path) -> None:
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
-    assert "/home/" not in notebook.read_text()
+    assert "site-packages" not in notebook.read_text(), "a path of the machine that ran them"
     assert len(notebook.read_bytes()) < 500_000
