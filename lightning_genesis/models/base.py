@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_genesis.callbacks.checkpoints import check_state
 from lightning_genesis.callbacks.finite_gate import FiniteGate
@@ -28,6 +27,7 @@ from lightning_genesis.models.contract import (
     check_terms,
     constructor_arguments,
 )
+from lightning_genesis.models.parallel import not_in_every_forward, send_buffers
 from lightning_genesis.models.restore import restore_model
 from lightning_genesis.models.scores import Scores, means_of_terms
 from lightning_genesis.objectives import GECO, Objective
@@ -75,6 +75,7 @@ class SceneModel(pl.LightningModule):
     """
 
     branches: tuple[str, ...] = ()
+    training_reads: tuple[str, ...] = ("image", "index")  # what `training_step` gets of a batch
     own_scores: tuple[str, ...] = ()
     """Names of what `score_own` adds to an evaluation."""
     scene_dim: int | None = None
@@ -131,10 +132,6 @@ class SceneModel(pl.LightningModule):
         counted = (num_slots, num_background, metric_convention, self.own_scores)
         self.scores = nn.ModuleDict({stage: Scores(stage, *counted) for stage in ("val", "test")})
         self._contract_kept = False
-        # β is the same on all ranks already, and must not change between a forward and its backward.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            self, [f"objective.{name}" for name, _ in self.objective.named_buffers()]
-        )
 
     # ---------------------------------------------------------------- what a model gives
 
@@ -227,6 +224,14 @@ class SceneModel(pl.LightningModule):
         casts = self.compile_mode is None and isinstance(images, Tensor)
         with cast_weights(self, images) if casts else nullcontext():
             return super().__call__(images, *args, **kwargs)
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Moves a batch; in training only what a step reads, so no masks, labels and factors of objects."""
+        if self.trainer.training:
+            batch = {name: value for name, value in batch.items() if name in self.training_reads}
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Bytes become floats in [0, 1], once, on the device."""
@@ -327,15 +332,8 @@ class SceneModel(pl.LightningModule):
         return {"scene": scene, "values": values}
 
     def on_validation_start(self) -> None:
-        """Sends the buffers of rank 0, such as running means, to all ranks.
-
-        DDP would do so at a rank's first batch, but a rank may have none, and the others would wait for it.
-        """
-        wrapper = self.trainer.strategy.model
-        if isinstance(wrapper, DistributedDataParallel):
-            if wrapper.will_sync_module_buffers():
-                wrapper._sync_buffers()
-            wrapper.require_forward_param_sync = False  # until the next step
+        """Sends the buffers of rank 0, such as running means, to all ranks."""
+        send_buffers(self, self.trainer.strategy.model)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation split."""
@@ -348,6 +346,8 @@ class SceneModel(pl.LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         for name, metric in cast(Scores, self.scores[stage]).used(self.device).items():
             self.log(name, metric)
+
+    _ddp_params_and_buffers_to_ignore = property(not_in_every_forward)  # DDP looks for it
 
     # ---------------------------------------------------------------- optimisation
 
