@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-slow test-machines lint type bench
+.PHONY: help install demo docs test test-slow test-machines lint type bench gpu-check
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -53,7 +53,10 @@ type: install ## check types
 	$(BIN)/mypy
 
 bench: install ## measure training steps, data, metrics and the judgement of towers
-	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/data.py
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.data
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/structural_accuracy.py
+
+gpu-check: ## look at all that matters on a GPU, 8 minutes; GPU_CHECK="--device cpu" for a tiny try without one
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK)

@@ -1,4 +1,4 @@
-"""Images per second of preparing and of loading every dataset: `python benchmarks/data.py`.
+"""Images per second of preparing and of loading every dataset: `python -m benchmarks.data`.
 
 Beside each stands how many times that is what training consumes: a step of GENESIS-V2 (K = 7, 64x64, batch
 32) measured here, and 320 images per second, which is batch 32 at 10 steps a second, a fast model on one GPU.
@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import torch
-from train_step import make_step, timed, variants
 
+from benchmarks.train_step import make_step, timed, variants
 from data_modules import MultiDSprites, ObjectsRoom, SceneDataModule
 from data_modules.multi_dsprites import draw_scenes, paint_all
 from data_modules.raw.tfrecord import read_blocks, read_examples

@@ -1,33 +1,40 @@
-"""A training step of GENESIS-V2 in every precision, with and without `torch.compile`.
+"""A training step of every model as users take it: gate, GECO and the optimiser in Lightning's Trainer.
 
 Prints seconds per step (the median), images per second, peak memory, counted floating-point operations,
 dispatched kernels and host synchronisations, and the share of the convolution speed that this machine reaches
-in the same precision. Run as `python benchmarks/train_step.py [--device cuda]`; on a CPU it takes at most
+in the same precision. On a GPU float32 is torch's own default, TF32 in convolutions; "exact" is without. Run
+as `python -m benchmarks.train_step [--device cuda] [--models GENESIS-V2 ...]`; on a CPU it takes at most
 `--budget` seconds, and says which rows that left out.
 """
 
 import argparse
 import contextlib
 import gc
+import logging
 import resource
 import signal
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from counting import Counts, count_operations
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_genesis.models import GenesisV2
+from benchmarks.all_models import MODELS, Batches, trainer_on
+from benchmarks.counting import Counts, count_operations
+from lightning_genesis.models import SceneModel
 
 OVER_BUDGET = "over the budget; give more seconds with --budget, or 0 for no limit"
+BLOCKS = 5
+"""Times that are taken; the median counts."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,12 @@ class Variant:
     name: str
     bfloat16: bool = False
     compile: str | None = None
-    tf32: bool = False
+    exact: bool = False
 
-    @property
-    def precision(self) -> str:
+    def kind(self, device: torch.device) -> str:
         """What the convolutions compute in."""
-        return "bfloat16" if self.bfloat16 else "TF32" if self.tf32 else "float32"
+        single = "TF32" if device.type == "cuda" and not self.exact else "float32"
+        return "bfloat16" if self.bfloat16 else single
 
 
 @dataclass
@@ -58,26 +65,30 @@ def variants(device: torch.device) -> list[Variant]:
     """Those that make sense on a device; the first is what the others are compared with."""
     found = [Variant("float32"), Variant("bfloat16", bfloat16=True)]
     if device.type == "cuda":
-        found.append(Variant("TF32", tf32=True))
-    modes = ["default", "reduce-overhead"] if device.type == "cuda" else ["default"]
-    for mode in modes:
+        found.append(Variant("float32, exact", exact=True))
+    for mode in ["default", "reduce-overhead"] if device.type == "cuda" else ["default"]:
         found.append(Variant(f"compile {mode}", compile=mode))
         found.append(Variant(f"compile {mode}, bfloat16", bfloat16=True, compile=mode))
-        if device.type == "cuda":
-            found.append(Variant(f"compile {mode}, TF32", tf32=True, compile=mode))
     return found
 
 
 @contextlib.contextmanager
-def precision(variant: Variant, device: torch.device) -> Iterator[None]:
-    """Autocast and TF32 as the variant has them."""
+def exactness(variant: Variant) -> Iterator[None]:
+    """TF32 in convolutions as torch has it, or nowhere."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = variant.tf32
+    if variant.exact:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=variant.bfloat16):
-            yield
+        yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def precision(variant: Variant, device: torch.device) -> Iterator[None]:
+    """Autocast and TF32 as the variant has them, outside of a Trainer."""
+    with exactness(variant), torch.autocast(device.type, torch.bfloat16, enabled=variant.bfloat16):
+        yield
 
 
 @contextlib.contextmanager
@@ -96,13 +107,18 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def finish(device: torch.device) -> float:
+    """The time when all work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def timed(function: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, to the end of its work on the device."""
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return finish(device) - start
 
 
 def start_memory(device: torch.device) -> None:
@@ -127,9 +143,10 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def convolution_peak(variant: Variant, device: torch.device) -> float:
+def convolution_peak(variant: Variant, device: torch.device, channels: int = 0) -> float:
     """Best floating-point operations per second of a dense 3x3 convolution, forward and backward."""
-    batch, channels, size = (32, 512, 64) if device.type == "cuda" else (16, 128, 64)
+    batch, size = (32, 64) if device.type == "cuda" else (16, 64)
+    channels = channels or (512 if device.type == "cuda" else 128)
     conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device)
     x = torch.randn(batch, channels, size, size, device=device, requires_grad=True)
     flops = 3 * 2 * batch * channels**2 * 9 * size**2  # output, gradients of input and of weight
@@ -147,18 +164,25 @@ def convolution_peak(variant: Variant, device: torch.device) -> float:
 
 
 def make_step(
-    variant: Variant, device: torch.device, num_slots: int, images: Tensor
+    variant: Variant, device: torch.device, num_slots: int, images: Tensor, name: str = "GENESIS-V2"
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The whole step, and the part whose operations are counted: all but the optimiser."""
-    torch.manual_seed(0)
-    model = GenesisV2(num_slots, images.shape[-1], compile=variant.compile).to(device).train()
+    """The step without a Trainer, and the part whose operations are counted: all but the optimiser.
+
+    Args:
+        variant: how.
+        device: where.
+        num_slots: K.
+        images: float `[B, 3, H, W]` on the device.
+        name: of the model.
+    """
+    model = make_model(name, num_slots, images.shape[-1], variant).to(device).train()
+    at_step_0(model)
     model.configure_model()
-    optimizer = model.configure_optimizers()
+    found: Any = model.configure_optimizers()
+    optimizer = found["optimizer"] if isinstance(found, dict) else found
 
     def forward_and_backward() -> None:
         optimizer.zero_grad()
-        if variant.compile == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()
         with precision(variant, device):
             terms = model.loss_terms(model(images), images)
             loss = model.objective(terms, num_dimensions=images[0].numel())
@@ -172,38 +196,115 @@ def make_step(
     return step, forward_and_backward
 
 
-def count(variant: Variant, device: torch.device, num_slots: int, images: Tensor) -> Counts | None:
+def make_model(name: str, num_slots: int, size: int, variant: Variant) -> SceneModel:
+    """The model of a name with the weights of seed 0."""
+    torch.manual_seed(0)
+    return MODELS[name](num_slots, size, compile=variant.compile)
+
+
+def at_step_0(model: Any) -> None:
+    """The step that a Trainer would count, for the model and the one that it may contain."""
+    for owner in filter(None, (model, getattr(model, "segregation", None))):
+        kind = type(owner)
+        owner.__class__ = type(kind.__name__, (kind,), {"global_step": property(lambda self: 0)})
+
+
+def count(variant: Variant, device: torch.device, num_slots: int, images: Tensor, name: str) -> Counts | None:
     """Counts of a step; its kernels do not depend on the batch, its operations are proportional to it."""
     if variant.compile is not None:
         return None  # a compiled graph is not dispatched operation by operation
-    small = images[:2]
-    _, forward_and_backward = make_step(variant, device, num_slots, small)
+    small = images[:2].to(device).float() / 255
+    _, forward_and_backward = make_step(variant, device, num_slots, small, name)
     with count_operations() as counts:
         forward_and_backward()
     counts.flops = counts.flops * len(images) // len(small)
     return counts
 
 
+@dataclass
+class Clock(pl.Callback):
+    """Takes the time of blocks of steps of a Trainer, each to the end of its work on the device.
+
+    Args:
+        device: that trains.
+        warm: steps before the first block.
+        block: steps of a block.
+        patience: no further block after so many seconds of them.
+    """
+
+    device: torch.device
+    warm: int
+    block: int
+    patience: float
+    seconds: list[float] = field(default_factory=list)
+    """Of a step, in every block."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Begins the first block."""
+        if trainer.global_step == self.warm:
+            start_memory(self.device)
+            self._began = finish(self.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends a block and begins the next one."""
+        done = trainer.global_step - self.warm
+        if done > 0 and done % self.block == 0:
+            now = finish(self.device)
+            self.seconds.append((now - self._began) / self.block)
+            trainer.should_stop = sum(self.seconds) * self.block > self.patience
+            self._began = time.perf_counter()
+
+
 def measure(
-    variant: Variant, device: torch.device, num_slots: int, images: Tensor, steps: int, patience: float
+    variant: Variant,
+    device: torch.device,
+    num_slots: int,
+    images: Tensor,
+    steps: int,
+    patience: float,
+    name: str = "GENESIS-V2",
 ) -> Row:
-    """Takes the steps, at least one, and no further one after `patience` seconds of them."""
+    """Times the steps in a Trainer, at least one, and none after `patience` seconds of them.
+
+    Args:
+        variant: how.
+        device: where.
+        num_slots: K.
+        images: uint8 `[B, 3, H, W]` on the CPU.
+        steps: timed at most.
+        patience: seconds.
+        name: of the model.
+    """
     torch._dynamo.reset()
-    counts = count(variant, device, num_slots, images)
-    start_memory(device)
-    step, _ = make_step(variant, device, num_slots, images)
-    for _ in range(3 if device.type == "cuda" else 1):
-        step()
-    seconds: list[float] = []
-    while len(seconds) < steps and (sum(seconds) < patience or not seconds):
-        seconds.append(timed(step, device))
-    return Row(statistics.median(seconds), peak_memory(device), counts)
+    counts = count(variant, device, num_slots, images, name)
+    warm, block = (5, -(-steps // BLOCKS)) if device.type == "cuda" else (1, 1)
+    clock = Clock(device, warm, block, patience)
+    model = make_model(name, num_slots, images.shape[-1], variant)
+    total = warm + -(-steps // block) * block
+    trainer = trainer_on(
+        device,
+        max_steps=total,
+        callbacks=[clock],
+        precision="bf16-mixed" if variant.bfloat16 else "32-true",
+    )
+    with exactness(variant):
+        trainer.fit(model, Batches(images, total + 1).loader())
+    return Row(statistics.median(clock.seconds), peak_memory(device), counts)
 
 
-def main() -> None:
+def quiet() -> None:
+    """Lightning's advice and torch's warnings are not what is measured."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+
+def main(given: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--models", nargs="+", default=["GENESIS-V2"], help=", ".join(MODELS))
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-slots", type=int, default=7)
     parser.add_argument("--image-size", type=int, default=64)
@@ -212,7 +313,9 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget", type=float, help="seconds at most, 0 for no limit; 220 on a CPU")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    if unknown := [name for name in arguments.models if name not in MODELS]:
+        parser.error(f"--models: no {', '.join(unknown)}; known are {', '.join(MODELS)}")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(automatic if arguments.device == "auto" else arguments.device)
     on_gpu = device.type == "cuda"
@@ -220,55 +323,56 @@ def main() -> None:
     patience = 10.0 if arguments.steps is None and not on_gpu else float("inf")
     budget = arguments.budget if arguments.budget is not None else (0.0 if on_gpu else 220.0)
     torch.set_num_threads(arguments.threads)
-    warnings.filterwarnings("ignore", module="torch")
-    images = torch.rand(arguments.batch_size, 3, arguments.image_size, arguments.image_size, device=device)
+    quiet()
+    images = Batches((arguments.batch_size, 3, arguments.image_size, arguments.image_size), 1).batch["image"]
 
     console = Console(width=None if Console().is_terminal else 140)
-    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {arguments.threads} thread(s)"
+    where = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {arguments.threads} thread(s)"
     setting = f"K={arguments.num_slots}, {arguments.image_size} px, batch {arguments.batch_size}"
     table = Table(
-        title=f"GENESIS-V2, {setting}; {name}; torch {torch.__version__}",
+        title=f"{setting}; {where}; torch {torch.__version__}",
         caption="kernels: operations dispatched forward and backward; syncs: waits of the host for the "
         "device; counted eager\nof peak: of a dense 3x3 convolution, forward and backward, in the same "
         "precision",
     )
-    table.add_column("variant")
+    for column in ("model", "variant"):
+        table.add_column(column)
     for column in ("s/step", "ratio", "images/s", "memory", "GFLOP", "kernels", "syncs", "of peak", "peak"):
         table.add_column(column, justify="right")
 
-    began, peaks, flops, base = time.perf_counter(), dict[str, float](), 0, float("nan")
-    for variant in variants(device):
-        left = budget - (time.perf_counter() - began)
+    began, peaks, flops, base = time.perf_counter(), dict[str, float](), dict[str, int](), dict[str, float]()
+    for name, variant in ((name, variant) for name in arguments.models for variant in variants(device)):
+        left, kind = budget - (time.perf_counter() - began), variant.kind(device)
         try:
             if budget and left <= 0.0:
                 raise TimeoutError(OVER_BUDGET)
-            with at_most(max(left, 0.0) if budget else 0.0), console.status(variant.name):
-                if variant.precision not in peaks:
-                    peaks[variant.precision] = convolution_peak(variant, device)
-                row = measure(variant, device, arguments.num_slots, images, steps, patience)
+            with at_most(max(left, 0.0) if budget else 0.0):
+                if kind not in peaks:
+                    peaks[kind] = convolution_peak(variant, device)
+                row = measure(variant, device, arguments.num_slots, images, steps, patience, name)
         except Exception as error:  # a variant that fails is a row, not the end
             reason = f"failed: {(str(error).strip() or type(error).__name__).splitlines()[0][:160]}"
             if budget and time.perf_counter() - began >= budget:  # the compiler may hide the TimeoutError
                 reason = f"left out: {OVER_BUDGET}"
-            table.add_row(variant.name, *["–"] * 9)
-            console.print(f"{variant.name}: {reason}")
+            table.add_row(name, variant.name, *["–"] * 9)
+            console.print(f"{name}, {variant.name}: {reason}")
             continue
         if row.counts is not None:
-            flops = flops or row.counts.flops
-        base = row.seconds if variant == Variant("float32") else base
-        peak = peaks[variant.precision]
-        console.print(f"{variant.name}: {row.seconds:.4g} s/step")
+            flops.setdefault(name, row.counts.flops)
+        base.setdefault(name, row.seconds)
+        console.print(f"{name}, {variant.name}: {row.seconds:.4g} s/step")
         table.add_row(
+            name,
             variant.name,
             f"{row.seconds:.4g}",
-            f"{base / row.seconds:.2f}x",
+            f"{base[name] / row.seconds:.2f}x",
             f"{len(images) / row.seconds:.1f}",
             f"{row.memory / 2**30:.2f} GiB",
-            f"{flops / 1e9:.1f}",
+            f"{flops.get(name, 0) / 1e9:.1f}",
             "–" if row.counts is None else str(row.counts.kernels.total()),
             "–" if row.counts is None else str(row.counts.syncs.total()),
-            f"{flops / row.seconds / peak:.0%}",
-            f"{peak / 1e9:.0f} GFLOP/s",
+            f"{flops.get(name, 0) / row.seconds / peaks[kind]:.0%}",
+            f"{peaks[kind] / 1e9:.0f} GFLOP/s",
         )
     console.print(table)
 

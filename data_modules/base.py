@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.disk import free_bytes, size_text
+from data_modules.on_device import DeviceDataset
 from data_modules.sampler import ResumableLoader, ShardedSampler, TrainingBatchSampler
 from data_modules.store import Arrays, DataError, Store
 from data_modules.store_writer import write_store
@@ -31,7 +32,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 Batch = dict[str, Any]
 
 # arguments that do not change the prepared data
-_LOADING = ("batch_size", "num_workers", "seed", "num_slots")
+_LOADING = ("batch_size", "num_workers", "seed", "num_slots", "on_device")
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class SceneDataModule(LightningDataModule):
         batch_size: images per training step over all ranks.
         num_workers: loader processes; 0 reads in the training process.
         seed: order of the training images.
+        on_device: hold all training images in the memory of the device, and read them there.
 
     Raises:
         DataError: if a setting is out of its range.
@@ -160,6 +162,7 @@ class SceneDataModule(LightningDataModule):
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         smallest = {"image_size": 1, "num_slots": 1, "batch_size": 1, "num_workers": 0, "seed": 0}
@@ -179,8 +182,9 @@ class SceneDataModule(LightningDataModule):
         self.root = root
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed, self.on_device = seed, on_device
         self._datasets: dict[Split, Dataset[Batch]] = {}
+        self._on_device: DeviceDataset | None = None
         self._resumed: dict[str, Any] = {}
         self._ahead = 0  # batches that a run's images count for beyond its steps; see `state_dict`
 
@@ -327,7 +331,17 @@ class SceneDataModule(LightningDataModule):
             repeat=self._overfit_batches(_length(dataset) // self.batch_size),
             count_passes=self.draws_every_pass,
         )
-        return ResumableLoader(dataset, batch_sampler=sampler, **self._loader_arguments())
+        here = {"num_workers": 0, "pin_memory": False, "persistent_workers": False} if self.on_device else {}
+        dataset = self._held_on_device(dataset) if self.on_device else dataset
+        return ResumableLoader(dataset, batch_sampler=sampler, **(self._loader_arguments() | here))
+
+    def _held_on_device(self, dataset: Dataset[Batch]) -> Dataset[Batch]:
+        if type(dataset) is not StoreDataset or self.draws_every_pass:
+            raise DataError(f"on_device: {self.name} does not take its images out of a store; leave it out")
+        if self._on_device is None:
+            device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+            self._on_device = DeviceDataset(dataset.store, device)
+        return self._on_device
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation images in order."""

@@ -20,38 +20,13 @@ from typing import Any
 import torch
 import torch.nn.utils.clip_grad as clip_grad
 
-from lightning_genesis import models
+from benchmarks.all_models import MODELS
+from benchmarks.train_step import at_step_0
 from lightning_genesis.callbacks.finite_gate import FiniteGate
 from lightning_genesis.models import SceneModel
 from tests.fake_cuda import Asked, fake_cuda, put_on
 
 SHIM = ctypes.CDLL(os.path.join(os.environ["FAKE_CUDA"], "shim.so"))
-SLOT_ATTENTION: dict[str, Any] = {
-    "encoder": "slot_attention",
-    "order": "none",
-    "cross_order_kl": False,
-    "segregation_loss": False,
-    "shared_decoder": True,
-}
-EMORL: dict[str, Any] = {
-    "encoder": "emorl",
-    "encoder_options": {"num_refinements": 2, "final_refinements": 2},
-}
-MODELS: dict[str, Callable[[int, int], SceneModel]] = {
-    "GENESIS": models.Genesis,
-    "GENESIS-S": lambda k, size: models.Genesis(k, size, two_stage=False),
-    "MONet-G": models.MONet,
-    "GENESIS-V2": models.GenesisV2,
-    "SRI-MoG": models.SRI,
-    "SRI-SA*": lambda k, size: models.SRI(k, size, **SLOT_ATTENTION),
-    "SRI-EMORL": lambda k, size: models.SRI(k, size, **EMORL),
-    "EMORL": models.EfficientMORL,
-    "SlotAttention": models.SlotAttention,
-    "BD-VAE": lambda k, size: models.VAE(1, size),
-    "DC-VAE": lambda k, size: models.VAE(1, size, decoder="deconv"),
-    "SceneGenesisV2": models.SceneGenesisV2,
-    "SceneGenesis": models.SceneGenesis,
-}
 
 
 class Event:
@@ -69,13 +44,6 @@ def device_there() -> Iterator[None]:
         yield
     finally:
         SHIM.shim_set(0)
-
-
-def at_step_0(model: Any) -> None:
-    """The step that a Trainer would count, for the model and the one that it may contain."""
-    for owner in filter(None, (model, getattr(model, "segregation", None))):
-        kind = type(owner)
-        owner.__class__ = type(kind.__name__, (kind,), {"global_step": property(lambda self: 0)})
 
 
 def count(make: Callable[[int, int], SceneModel], arguments: argparse.Namespace, bfloat16: bool) -> Asked:

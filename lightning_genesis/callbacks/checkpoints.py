@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +17,8 @@ BEST_BY = ("val/ari_fg", "val/elbo", "val/mse")
 """What the best checkpoint is chosen by: the first that the run logs."""
 BEST_SMALL = ("mse", "nll", "nll_per_dim", "kl", "bits_per_dim", "num_active_mae")
 """Of these the least is the best."""
+EVERY, PAUSE = 1000, 60.0
+"""Steps between updates of `last.ckpt` by default, and seconds at least."""
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
@@ -24,7 +27,8 @@ class CheckpointOptions:
     """What is saved under `checkpoints/` in the run's folder.
 
     Args:
-        last_every: steps between updates of `last.ckpt`; the one before it stays as `previous.ckpt`.
+        last_every: steps between updates of `last.ckpt`; the one before it stays as `previous.ckpt`. By
+            default 1000, and no more often than once a minute: on a GPU 1000 steps can be three seconds.
         keep_every: steps between the `step-N.ckpt` that are kept; none if None.
         monitor: logged value that `best.ckpt` is chosen by; by default the first of val/ari_fg, val/elbo and
             val/mse that the run has. Where N gradients are accumulated, `val_check_interval` should be a
@@ -32,7 +36,7 @@ class CheckpointOptions:
         mode: "max" or "min", what is best for `monitor`; by default what its name says.
     """
 
-    last_every: int = 1000
+    last_every: int | None = None
     keep_every: int | None = 100_000
     monitor: str | None = None
     mode: str | None = None
@@ -79,7 +83,7 @@ class RunCheckpoints(Checkpoint):
         self._best: float | None = None
         self._best_saved: float | None = None
         self._best_is_due = False
-        self._step = 0
+        self._step, self._last_at = 0, monotonic()
         self._is_between = False
 
     # ---------------------------------------------------------------- state
@@ -108,6 +112,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What a resumed run was saved with need not be saved again."""
         self._step, self._is_between = trainer.global_step, False
+        self._last_at = monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -150,7 +155,7 @@ class RunCheckpoints(Checkpoint):
         if step == self._step:  # gradients are being accumulated, or nothing was trained on yet
             return
         stopping = bool(getattr(pl_module, "stop_agreed", False))
-        self._save(trainer, pl_module, last=stopping or self._is_due(step, self.options.last_every))
+        self._save(trainer, pl_module, last=stopping or self._last_is_due(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the end, whether or not it falls on an interval."""
@@ -169,6 +174,12 @@ class RunCheckpoints(Checkpoint):
 
     def _is_due(self, step: int, every: int | None) -> bool:
         return every is not None and step // every > self._step // every
+
+    def _last_is_due(self, trainer: pl.Trainer) -> bool:
+        if self.options.last_every is not None or not self._is_due(trainer.global_step, EVERY):
+            return self._is_due(trainer.global_step, self.options.last_every)
+        # ranks save together: the first clock that says so counts for all
+        return trainer.strategy.reduce_boolean_decision(monotonic() - self._last_at >= PAUSE, all=False)
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: bool) -> None:
         step = trainer.global_step
@@ -195,6 +206,7 @@ class RunCheckpoints(Checkpoint):
             keep = {"previous": self.folder / PREVIOUS} if name == LAST else None
             trainer.save_checkpoint(path, weights_only=False, storage_options=keep)
             self.last_saved = path
+            self._last_at = monotonic() if name == LAST else self._last_at
 
 
 def is_dead_loader(error: BaseException) -> bool:

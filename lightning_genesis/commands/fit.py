@@ -1,16 +1,15 @@
 """The training command: Lightning's CLI with the checks, the run folder and the callbacks of every run."""
 
-import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -45,14 +44,15 @@ from lightning_genesis.commands.checks import (
 )
 from lightning_genesis.commands.messages import check_config_files
 from lightning_genesis.commands.options import (
-    TRAINER_DEFAULTS,
     Parser,
     RunOptions,
     check_classes,
     files_first,
     place_given,
     refuse_linked_values,
+    trainer_defaults,
 )
+from lightning_genesis.commands.quiet import quieten
 from lightning_genesis.commands.trainer_options import settle, take_up_batch_size
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
@@ -74,15 +74,6 @@ from lightning_genesis.storage.checkpoint import (
 )
 from lightning_genesis.storage.finite import not_finite
 
-NOISE = (
-    r".*overridden `on_after_batch_transfer`",  # on purpose: bytes become floats in one place
-    r".*LeafSpec",  # Lightning 2.6 with a newer torch
-    r".*does not have many workers",  # a memory map is fastest in the training process
-    r".*callbacks used to create the checkpoint",  # evaluation saves nothing
-    r".*Checkpoint directory .* exists and is not empty",  # a resumed run
-)
-"""Warnings about what is right here."""
-
 
 class ExperimentCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of any model on any data.
@@ -92,7 +83,7 @@ class ExperimentCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
-        _quieten()
+        quieten()
         importable_from_here()
         self.arguments = files_first(args)
         check_applies(self.arguments)
@@ -112,7 +103,7 @@ class ExperimentCLI(LightningCLI):
                 SceneModel,
                 SceneDataModule,
                 save_config_callback=RunConfig,
-                trainer_defaults=TRAINER_DEFAULTS,
+                trainer_defaults=trainer_defaults(),
                 seed_everything_default=0,
                 parser_class=Parser,
                 parser_kwargs={"prog": "lightning-genesis"},
@@ -155,6 +146,12 @@ class ExperimentCLI(LightningCLI):
             default=None,
             help="fit: options that a resumed run goes on with in another value, as in "
             "`--change learning_rate,data.batch_size`; the run writes down both values",
+        )
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="of float32 matrix products on a GPU: highest, high (TF32) or medium (bfloat16)",
         )
         parser.add_class_arguments(RunOptions, "run")
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
@@ -354,8 +351,13 @@ class ExperimentCLI(LightningCLI):
         """Adds the callbacks and loggers of every run."""
         assert self.subcommand is not None
         config, run = self.config[self.subcommand], self.run_options
+        torch.set_float32_matmul_precision(config.matmul_precision)
         resumes = self.subcommand == "fit" and self.checkpoint is not None
-        trainer = settle(self._get(self.config_init, "trainer", default={}), resumes=resumes)
+        trainer = settle(
+            self._get(self.config_init, "trainer", default={}),
+            resumes=resumes,
+            trains=self.subcommand == "fit",
+        )
         callbacks: list[Callback] = [self._get(self.config_init, "pictures"), PredictionWriter(run.folder)]
         if self.subcommand == "fit" and not trainer["fast_dev_run"]:
             if trainer["enable_checkpointing"] is not False:
@@ -432,14 +434,6 @@ class ExperimentCLI(LightningCLI):
 
 def _is_main_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _quieten() -> None:
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda row: not any(name in str(row.msg) for name in ("litlogger", "litmodels"))
-    )
 
 
 def main(args: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The options of `fit`, `validate`, `test` and `predict`: defaults, the parser, classes that they name."""
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,20 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
 }
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """`TRAINER_DEFAULTS` and the number of devices: one, or what `torchrun` or SLURM has started here.
+
+    Lightning would take all GPUs of a machine and split the batch among them.
+    """
+    for started, count in (
+        ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_NTASKS_PER_NODE"),
+    ):
+        if started in os.environ and os.environ.get(count, "").isdecimal():
+            return {**TRAINER_DEFAULTS, "devices": int(os.environ[count])}
+    return {**TRAINER_DEFAULTS, "devices": 1}
 
 
 @dataclass

@@ -17,16 +17,19 @@ HANDING_BACK = ("spawn", "fork", "notebook")
 """Ways to start ranks after which Lightning hands the weights back in a file that is no checkpoint."""
 
 
-def settle(trainer: dict[str, Any], *, resumes: bool) -> dict[str, Any]:
+def settle(trainer: dict[str, Any], *, resumes: bool, trains: bool) -> dict[str, Any]:
     """The Trainer's arguments as they are meant, its callbacks as a list.
 
     - `val_check_interval` as a share of an epoch implies a validation in every epoch.
     - `max_time` is the time of a process, see `TimeLimit`.
     - A resumed run keeps what its finders have found: they are left out.
+    - In training, where all batches have one shape, cuDNN looks for its fastest algorithms, unless
+      `benchmark` or `deterministic` say otherwise.
 
     Args:
         trainer: as given; the classes in it are instances.
         resumes: whether training goes on from a checkpoint.
+        trains: whether this is `fit`.
 
     Raises:
         ConfigurationError: for a precision or a way to start ranks that does not work here.
@@ -41,6 +44,8 @@ def settle(trainer: dict[str, Any], *, resumes: bool) -> dict[str, Any]:
     if resumes and any(isinstance(callback, FINDERS) for callback in callbacks):
         rank_zero_info("note: the run goes on with what its finders found; they are not run again")
         callbacks = [callback for callback in callbacks if not isinstance(callback, FINDERS)]
+    if trains and trainer.get("benchmark") is None and not trainer.get("deterministic"):
+        trainer["benchmark"] = True
     limit = trainer.get("max_time")
     if limit is not None and not any(isinstance(callback, Timer) for callback in callbacks):
         callbacks.append(TimeLimit(dict(limit) if isinstance(limit, Mapping) else limit))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_genesis.callbacks.checkpoints import check_state
 from lightning_genesis.callbacks.finite_gate import FiniteGate
 from lightning_genesis.callbacks.geco import GECOCallback
-from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.weights import cast_weights
 from lightning_genesis.metrics import Convention, bits_per_dimension, mean_squared_error
 from lightning_genesis.metrics.slot_count import slot_count_error
@@ -25,12 +25,13 @@ from lightning_genesis.models.contract import (
     check_per_image,
     check_plain,
     check_range,
+    check_same_model,
     check_scene,
     check_terms,
     constructor_arguments,
 )
+from lightning_genesis.models.parallel import not_in_every_forward, send_buffers
 from lightning_genesis.models.pictures import PictureMethods
-from lightning_genesis.models.ranks import leave_to_each_rank, send_buffers
 from lightning_genesis.models.restore import restore_model
 from lightning_genesis.models.scores import RunningMeans, Scores, means_of_terms
 from lightning_genesis.objectives import GECO, Objective
@@ -78,6 +79,7 @@ class SceneModel(PictureMethods, pl.LightningModule):
     """
 
     branches: tuple[str, ...] = ()
+    training_reads: tuple[str, ...] = ("image", "index")  # what `training_step` gets of a batch
     own_scores: tuple[str, ...] = ()
     """Names of what `score_own` adds to an evaluation."""
     scene_dim: int | None = None
@@ -133,8 +135,6 @@ class SceneModel(PictureMethods, pl.LightningModule):
         counted = (num_slots, num_background, metric_convention, self.own_scores)
         self.scores = nn.ModuleDict({stage: Scores(stage, *counted) for stage in ("val", "test")})
         self._contract_kept = False
-        # β is the same on all ranks already, and must not change between a forward and its backward.
-        leave_to_each_rank(self, [f"objective.{name}" for name, _ in self.objective.named_buffers()])
 
     # ---------------------------------------------------------------- what a model gives
 
@@ -234,6 +234,14 @@ class SceneModel(PictureMethods, pl.LightningModule):
         with nullcontext() if on_its_way or self.compile_mode else cast_weights(self, images):
             return super().__call__(images, *args, **kwargs)
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Moves a batch; in training only what a step reads, so no masks, labels and factors of objects."""
+        if self.trainer.training:
+            batch = {name: value for name, value in batch.items() if name in self.training_reads}
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Bytes become floats in [0, 1], once, on the device."""
         image = batch["image"]
@@ -331,7 +339,7 @@ class SceneModel(PictureMethods, pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Sends the buffers of rank 0, such as running means, to all ranks."""
-        send_buffers(self.trainer.strategy.model)
+        send_buffers(self, self.trainer.strategy.model)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the scores of the validation split."""
@@ -344,6 +352,8 @@ class SceneModel(PictureMethods, pl.LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         for name, metric in cast(Scores, self.scores[stage]).used(self.device).items():
             self.log(name, metric)
+
+    _ddp_params_and_buffers_to_ignore = property(not_in_every_forward)  # DDP looks for it
 
     # ---------------------------------------------------------------- optimisation
 
@@ -379,9 +389,7 @@ class SceneModel(PictureMethods, pl.LightningModule):
     def configure_model(self) -> None:
         """Compiles the network, never the LightningModule (whose logging cannot be traced)."""
         if self.compile_mode is not None and not hasattr(self, "network"):
-            raise ConfigurationError(
-                f"compile: a {type(self).__name__} has no `network` that could be compiled"
-            )
+            raise ConfigurationError(f"compile: a {type(self).__name__} has no `network` to be compiled")
         if self.compile_mode is not None and self.network._compiled_call_impl is None:
             self.network.compile(mode=self.compile_mode)
 
@@ -419,11 +427,7 @@ class SceneModel(PictureMethods, pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model; training takes up its random generators again."""
-        found = checkpoint.get("model_class", type(self).__name__)
-        if found != type(self).__name__:
-            raise CheckpointError(
-                f"the checkpoint holds a {found}, the configuration a {type(self).__name__}"
-            )
+        check_same_model(checkpoint, self)
         self._resumed_random_states = checkpoint.get("random_states", [])
 
     def on_fit_start(self) -> None:

@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
-from lightning_genesis.errors import ConfigurationError, ImageError
+from lightning_genesis.errors import CheckpointError, ConfigurationError, ImageError
 from lightning_genesis.scene import Scene, Terms
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -210,3 +210,14 @@ def check_compile(mode: object) -> None:
     """
     if mode is not None and mode not in COMPILE_MODES:
         raise ConfigurationError(f"compile={mode!r}: expected null or one of {', '.join(COMPILE_MODES)}")
+
+
+def check_same_model(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
+    """Compares the class that a checkpoint names with that of a model.
+
+    Raises:
+        CheckpointError: if it is another.
+    """
+    found, expected = checkpoint.get("model_class"), type(model).__name__
+    if found not in (None, expected):
+        raise CheckpointError(f"the checkpoint holds a {found}, the configuration a {expected}")

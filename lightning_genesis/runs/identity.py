@@ -14,7 +14,7 @@ from lightning_genesis.errors import ConfigurationError
 FREE = (
     # where things lie and what is shown
     *("run", "checkpoint", "pictures", "config", "ckpt_path", "init_from", "change"),
-    *("data.root", "data.raw", "data.num_workers"),
+    *("data.root", "data.raw", "data.num_workers", "data.on_device"),
     *("trainer.logger", "trainer.log_every_n_steps", "trainer.default_root_dir", "trainer.profiler"),
     *("trainer.enable_checkpointing", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
     *("trainer.enable_autolog_hparams", "trainer.model_registry"),
