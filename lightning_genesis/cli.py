@@ -72,7 +72,9 @@ COMMANDS = {
         "label", "a page on which people label samples, offline: label runs/NAME --output page.html"
     ),
     "probe": Command("probe", "what a model's latents tell of an image: probe runs/NAME"),
-    "sweep": Command("sweep", "train and test several seeds, then report: sweep --config FILE --seeds 0,1,2"),
+    "sweep": Command(
+        "sweep", "train and test several seeds, and values of any option: sweep --config FILE --seeds 0,1,2"
+    ),
     "report": Command("report", "tables, curves and pictures of runs beside the papers: report runs/*-seed*"),
     "experiments": Command("experiments", "list the experiments that come along, with source and result"),
     "zoo": Command("zoo", "list the trained models that come along: sample zoo:NAME --output samples"),

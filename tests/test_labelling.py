@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 
@@ -153,7 +154,9 @@ def test_samples_of_a_model_and_their_judgement(folder: Path, capsys: pytest.Cap
     model = GenesisV2(num_slots=3, image_size=32, latent_dim=8, feature_dim=8).eval()
     export(model, folder / "model.safetensors")
     options = ["--num_images", "5", "--seed", "2", "--device", "cpu"]
-    assert main(["label", "model.safetensors", "--output", "page.html", *options]) == 0
+    (folder / "towers.yaml").write_text(yaml.safe_dump(TOWERS))
+    towers = ["--data", "towers.yaml"]
+    assert main(["label", "model.safetensors", "--output", "page.html", *options, *towers]) == 0
     assert "automatic S-Acc" in capsys.readouterr().out
     _, images = data_of((folder / "page.html").read_text())
     (scene,) = sample_batches(model, 5, seed=2)
@@ -168,6 +171,34 @@ def test_samples_of_a_model_and_their_judgement(folder: Path, capsys: pytest.Cap
     assert main(["sample", "model.safetensors", "--output", "drawn", "--images", *options]) == 0
     assert main(["label", "drawn", "--output", "second.html"]) == 0
     assert data_of((folder / "second.html").read_text())[0]["images"] == answers.images
+
+
+TOWERS = {"class_path": "data_modules.ShapeStacks", "init_args": {"image_size": 32, "num_slots": 3}}
+DISKS = {"class_path": "data_modules.MultiDSprites", "init_args": {"image_size": 32, "num_slots": 3}}
+
+
+@pytest.mark.parametrize(
+    ("data", "question", "reason"),
+    [
+        (DISKS, [], "MultiDSprites shows no towers of blocks"),
+        (None, [], "which data the model was trained on is not known; --data says it"),
+        (TOWERS, ["--question", "Is it red?"], "it answers 'Do all blocks of the tower touch?' alone"),
+    ],
+)
+def test_towers_are_judged_where_there_are_some(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: dict[str, Any] | None,
+    question: list[str],
+    reason: str,
+) -> None:
+    model = GenesisV2(num_slots=3, image_size=32, latent_dim=8, feature_dim=8).eval()
+    export(model, folder / "model.safetensors")
+    (folder / "data.yaml").write_text(yaml.safe_dump(data))
+    own = [*(["--data", "data.yaml"] if data else []), *question, "--num_images", "2", "--device", "cpu"]
+    assert main(["label", "model.safetensors", "--output", "page.html", *own]) == 0
+    assert f"  no automatic judgement: {reason}\n" in capsys.readouterr().out
+    assert not list(folder.glob("*.automatic.json"))
 
 
 def test_a_model_that_cannot_be_judged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,6 +304,9 @@ def test_answers_to_other_images(folder: Path, capsys: pytest.CaptureFixture[str
         "a.json is about the images 111111111111, b.json about 222222222222: expected the same"
         in error_line(capsys)
     )
+    write_answers(folder / "b.json", Answers("b", "Red?", "1" * 64, {"0.png": True}))
+    assert main(["label", "--agreement", "a.json", "b.json"]) == 2
+    assert "a.json answers 'So?', b.json 'Red?': expected the same question" in error_line(capsys)
     write_answers(folder / "b.json", Answers("b", "So?", "1" * 64, {"other.png": True}))
     assert main(["label", "--agreement", "a.json", "b.json"]) == 2
     assert "no image has been answered by both" in error_line(capsys)

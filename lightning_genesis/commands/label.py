@@ -1,10 +1,10 @@
 """`lightning-genesis label SAMPLES --output page.html`: a page on which a person labels samples, offline.
 
 SAMPLES is a folder of PNGs, such as `sample --images` writes, or a run's folder, a .ckpt or a .safetensors.
-Of a model, samples are drawn, and what the automatic judgement says of them is written beside the page, as
-page.automatic.json.
+Of a model, samples are drawn. If its data show towers of blocks and the question is the towers' own, what the
+automatic judgement says of them is written beside the page, as page.automatic.json.
 
-`lightning-genesis label --agreement A.json B.json` compares two files of answers.
+`lightning-genesis label --agreement A.json B.json` compares two files of answers to the same question.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_modules import DataError, SceneDataModule
 from lightning_genesis.commands.arguments import (
     CommandParser,
     add_model_options,
@@ -27,9 +28,10 @@ from lightning_genesis.commands.arguments import (
 )
 from lightning_genesis.commands.label_page import Images, make_page
 from lightning_genesis.commands.sample import sample_batches
-from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.metrics.structural_accuracy import judge_towers, wilson_interval
-from lightning_genesis.runs.loading import load_model
+from lightning_genesis.models import SceneModel
+from lightning_genesis.runs.loading import load, load_model, load_with_data
 from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.run import find_file
 from lightning_genesis.storage.files import replacing
@@ -117,6 +119,9 @@ def _parser() -> CommandParser:
     parser.add_argument("samples", type=weights_path, nargs="?", help="a folder of PNGs, or a model")
     add_model_options(parser)
     add_prior_option(parser)
+    parser.add_argument(
+        "--data", type=Path, help="a data section: what a model's samples show, if it does not say"
+    )
     parser.add_argument("--output", type=Path, help="a .html file")
     parser.add_argument("--agreement", type=Path, nargs=2, metavar="JSON", help="files of answers to compare")
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="the first this many")
@@ -136,7 +141,10 @@ def main(args: Sequence[str]) -> None:
     """
     options = _parser().parse_args(list(args))
     if options.agreement is not None:
-        others = (options.samples, options.output, options.checkpoint, options.model_class, options.prior)
+        others = (
+            *(options.samples, options.output, options.checkpoint),
+            *(options.model_class, options.prior, options.data),
+        )
         if any(given is not None for given in others):
             raise ConfigurationError("label: --agreement takes two files of answers and nothing else")
         first, second = (read_answers(path) for path in options.agreement)
@@ -144,6 +152,11 @@ def main(args: Sequence[str]) -> None:
             raise ConfigurationError(
                 f"label: {options.agreement[0]} is about the images {first.images[:12]}, "
                 f"{options.agreement[1]} about {second.images[:12]}: expected the same"
+            )
+        if first.question != second.question:
+            raise ConfigurationError(
+                f"label: {options.agreement[0]} answers {first.question!r}, {options.agreement[1]} "
+                f"{second.question!r}: expected the same question"
             )
         print(_report(first, second))
         return
@@ -162,8 +175,9 @@ def _write(options: Namespace) -> None:
     source, output = options.samples, options.output
     is_run = any((source / name).exists() for name in ("config.yaml", "checkpoints"))
     is_model = is_run or not source.is_dir()
+    reason = ""
     if is_model:
-        images, judged = _draw(source, options)
+        images, judged, reason = _draw(source, options)
         source = find_file(source, options.checkpoint)
     elif given := [
         option
@@ -171,6 +185,7 @@ def _write(options: Namespace) -> None:
             "--checkpoint": options.checkpoint,
             "--model": options.model_class,
             "--prior": options.prior,
+            "--data": options.data,
         }.items()
         if value is not None
     ]:
@@ -192,14 +207,15 @@ def _write(options: Namespace) -> None:
         print(f"  {path}: automatic S-Acc {share:.1%} [{low:.1%}, {high:.1%}]")
         print(f"  compare: lightning-genesis label --agreement ANSWERS.json {path}")
     elif is_model:
-        print("  no automatic judgement: a model of one slot has no masks")
+        print(f"  no automatic judgement: {reason}")
 
 
 @torch.no_grad()
-def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool]]:
-    """Samples of a model, as `sample` draws them, and which are towers; nothing if they have no masks."""
-    model = load_model(source, options.checkpoint, options.model_class)
+def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool], str]:
+    """Samples of a model, as `sample` draws them, which are towers, and why that is not judged, if so."""
+    model, data = _load(source, options)
     model = model.to(find_device(options.device, "label"))
+    reason = _why_not_judged(model, data, options.question)
     if options.prior is not None:
         use_prior(model, source, options.prior, find_file(source, options.checkpoint))
     images: Images = {}
@@ -207,12 +223,36 @@ def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool]]:
     for scene in sample_batches(model, options.num_images, seed=options.seed):
         names = [f"{len(images) + number:06d}.png" for number in range(len(scene.components))]
         pixels = scene.reconstruction.clamp(0.0, 1.0).cpu()
-        if scene.num_slots > 1:
+        if not reason:
             towers = judge_towers(scene.segmentation(), pixels)
             judged |= zip(names, towers.correct.tolist(), strict=True)
         levels = (pixels * 255 + 0.5).byte().movedim(1, -1).numpy()  # rounded as `sample` does
         images |= zip(names, levels, strict=True)
-    return images, judged
+    return images, judged, reason
+
+
+def _load(source: Path, options: Namespace) -> tuple[SceneModel, SceneDataModule | None]:
+    """A model, and the data that it was trained on, if it is known."""
+    checkpoint, kind = options.checkpoint, options.model_class
+    if options.data is not None:
+        return load_with_data("label", source, checkpoint=checkpoint, model=kind, data=options.data)
+    if source.is_dir() or source.suffix == ".safetensors":
+        try:
+            return load(source, checkpoint, kind)
+        except (CheckpointError, ConfigurationError, DataError):
+            pass  # of the data, which are of less account here; what is wrong with the model is raised below
+    return load_model(source, checkpoint, kind), None
+
+
+def _why_not_judged(model: SceneModel, data: SceneDataModule | None, question: str) -> str:
+    """Why samples are not judged as towers, for the user; empty if they are."""
+    if question != QUESTION:
+        return f"it answers {QUESTION!r} alone"
+    if model.num_slots == 1:
+        return "a model of one slot has no masks"
+    if data is None:
+        return "which data the model was trained on is not known; --data says it"
+    return "" if data.shows_towers else f"{type(data).__name__} shows no towers of blocks"
 
 
 def _report(first: Answers, second: Answers) -> str:

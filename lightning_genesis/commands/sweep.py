@@ -1,43 +1,34 @@
-"""`lightning-genesis sweep --config FILE --seeds 0,1,2 [OPTIONS OF fit]`: an experiment over several seeds.
+"""`lightning-genesis sweep --config FILE --seeds 0,1,2 [OPTIONS OF fit]`: an experiment, seeds by values.
 
-Trains each seed and tests its last checkpoint, in processes of their own, then writes the report. The same
-command goes on where it was stopped: what is finished is not done again. A seed that fails does not keep the
-others from running. The exit code is 0 if all is done, 1 if a seed failed, 75 if a signal stopped it or
+An option of `fit` with several values, `--model.std 0.5,0.7`, is swept: every value, or combination of values
+of several options, is trained with every seed. A comma inside brackets or quotes belongs to the value.
+`--values` takes them from a YAML file.
+
+Trains each run and tests its last checkpoint, in processes of their own, then writes the report. The same
+command goes on where it was stopped: what is finished is not done again. A run that fails does not keep the
+others from running. The exit code is 0 if all is done, 1 if a run failed, 75 if a signal stopped it or
 one of its runs.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from lightning_genesis.commands.arguments import CommandParser
+from lightning_genesis.commands.slurm_array import write_array
+from lightning_genesis.commands.sweep_processes import Run, Sweep
+from lightning_genesis.commands.swept_values import SweptOptions, refuse_several
 from lightning_genesis.errors import ConfigurationError, Incomplete, Stopped
-from lightning_genesis.storage.files import replacing
-from lightning_genesis.storage.json_file import read_json
 
-COMMAND = (sys.executable, "-m", "lightning_genesis.cli")
-STAGES = ("fit", "test")
-STATE, LOCK, OUTPUT = "sweep.json", "sweep.lock", "output.txt"
-"""In a run's folder: what is finished, held while a process is at it, what processes side by side print."""
-STOPPED = Stopped.exit_code
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-POLL = 0.2
-"""Seconds between looks at the processes."""
+READER = (sys.executable, "-m", "lightning_genesis.commands.read_configurations")
 TEST_ONLY = ("protocol", "importance_samples", "fid", "structure")
 """Options, or sections of them, that `test` alone heeds."""
 FIT_ONLY = ("init_from", "checkpoint", "rollback")
@@ -46,262 +37,94 @@ OURS = ("--seed_everything", "--ckpt_path")
 """Options of `fit` that the sweep sets."""
 
 
-@dataclass
-class Seed:
-    """A run of the sweep."""
-
-    number: int
-    folder: Path
-    stage: str = STAGES[0]
-    process: subprocess.Popen[bytes] | None = None
-    lock: IO[str] | None = None
-    gpu: str | None = None
-    outcome: str | None = None
-    """None while it is not over; `done`, `stopped`, or why it failed."""
-
-
-@dataclass
-class Sweep:
-    """Processes for every seed, a few at a time.
-
-    Args:
-        name: of the runs, before `-seedN`.
-        root: folder of the runs.
-        seeds: of the runs.
-        options: of `fit`.
-        test_options: of `test` alone.
-        digest: of the configuration; a run that was finished with another one is taken up again.
-        gpus: identifiers, one seed at a time on each; one seed at a time altogether if empty.
-    """
-
-    name: str
-    root: Path
-    seeds: Sequence[int]
-    options: Sequence[str]
-    digest: str
-    gpus: Sequence[str] = ()
-    test_options: Sequence[str] = ()
-    runs: list[Seed] = field(init=False)
-    signals: list[str] = field(init=False, default_factory=list)
-    """Names of those that were received."""
-
-    def __post_init__(self) -> None:
-        self.runs = [Seed(seed, self.root / f"{self.name}-seed{seed}") for seed in self.seeds]
-
-    def run(self) -> None:
-        """Runs all seeds, or until a signal comes; then the processes save and leave first."""
-        waiting = list(self.runs)
-        free: list[str | None] = [*self.gpus] or [None]
-        running: list[Seed] = []
-        with self._stopping_on_signals():
-            while waiting or running:
-                while waiting and free and not self.signals:
-                    seed = waiting.pop(0)
-                    seed.gpu = free.pop(0)
-                    if self._open(seed):
-                        running.append(seed)
-                    else:
-                        free.append(seed.gpu)
-                for seed in [seed for seed in running if self._is_over(seed)]:
-                    running.remove(seed)
-                    free.append(seed.gpu)
-                if self.signals:
-                    for seed in waiting:
-                        seed.outcome = "stopped"
-                    waiting.clear()
-                if running:
-                    time.sleep(POLL)
-
-    # ---------------------------------------------------------------- processes
-
-    def _open(self, seed: Seed) -> bool:
-        """Starts the first stage that is not finished; False if there is none, or another sweep is at it."""
-        finished = self._finished(seed)
-        if len(finished) == len(STAGES):
-            seed.outcome = "done"
-            print(f"seed {seed.number}: finished before")
-            return False
-        try:
-            seed.folder.mkdir(parents=True, exist_ok=True)
-            # Its processes hold the lock too: they may outlive a sweep that is killed.
-            seed.lock = open(seed.folder / LOCK, "w")  # noqa: SIM115  (closed when the run is over)
-        except OSError as error:
-            seed.outcome = f"{seed.folder}: {error.strerror}, expected a folder of a run, or none"
-            return False
-        try:
-            fcntl.flock(seed.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            seed.lock.close()
-            seed.outcome = f"{seed.folder} is in use by another sweep's process"
-            return False
-        seed.stage = STAGES[len(finished)]
-        self._start(seed)
-        return True
-
-    def _start(self, seed: Seed) -> None:
-        environment = {"WANDB_RUN_GROUP": self.name} | os.environ
-        where = ""
-        if seed.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = seed.gpu
-            where += f" on GPU {seed.gpu}"
-        output: IO[bytes] | None = None
-        if len(self.gpus) > 1:
-            output = open(seed.folder / OUTPUT, "ab")  # noqa: SIM115  (closed below)
-            where += f", output in {seed.folder / OUTPUT}"
-        print(f"seed {seed.number}: {seed.stage}{where}", flush=True)
-        assert seed.lock is not None
-        seed.process = subprocess.Popen(
-            [*COMMAND, *self._arguments(seed)],
-            stdout=output,
-            stderr=output,
-            env=environment,
-            pass_fds=[seed.lock.fileno()],
-            start_new_session=True,  # Ctrl-C comes to us alone
-        )
-        if output is not None:
-            output.close()
-
-    def _arguments(self, seed: Seed) -> list[str]:
-        if seed.stage == "fit":
-            own = ["--seed_everything", str(seed.number), "--run.name", seed.folder.name]
-            return ["fit", *self.options, *own, "--ckpt_path", "last"]
-        config = ["--config", str(seed.folder / "config.yaml")]
-        return ["test", *config, *self.test_options, "--ckpt_path", "last"]
-
-    def _is_over(self, seed: Seed) -> bool:
-        """Notes what a process did and starts the next stage, if there is one."""
-        assert seed.process is not None
-        assert seed.lock is not None
-        code = seed.process.poll()
-        if code is None:
-            return False
-        if code == 0:
-            finished = [*self._finished(seed), seed.stage]
-            self._write_state(seed, finished)
-            if len(finished) < len(STAGES) and not self.signals:
-                seed.stage = STAGES[len(finished)]
-                self._start(seed)
-                return False
-            seed.outcome = "done" if len(finished) == len(STAGES) else "stopped"
-        elif code == STOPPED or self.signals:
-            seed.outcome = "stopped"
-        else:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
-            seed.outcome = f"{seed.stage} {how}"
-        seed.lock.close()
-        print(f"seed {seed.number}: {seed.outcome}", flush=True)
-        return True
-
-    # ---------------------------------------------------------------- what is finished
-
-    def _finished(self, seed: Seed) -> list[str]:
-        """Stages that were finished with this configuration."""
-        try:
-            state = read_json(seed.folder / STATE)
-            if state["config_sha256"] == self.digest and state["finished"] == list(
-                STAGES[: len(state["finished"])]
-            ):
-                return list(state["finished"])
-        except (OSError, ValueError, TypeError, KeyError):
-            pass  # nothing is known, so nothing is finished: `fit` goes on from its checkpoint
-        return []
-
-    def _write_state(self, seed: Seed, finished: Sequence[str]) -> None:
-        with replacing(seed.folder / STATE) as temporary:
-            temporary.write_text(
-                json.dumps({"config_sha256": self.digest, "finished": list(finished)}) + "\n"
-            )
-
-    # ---------------------------------------------------------------- signals
-
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """The first signal asks the processes to save and leave, a second one kills them."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            for seed in self.runs:
-                if seed.process is None or seed.process.poll() is not None:
-                    continue
-                if self.signals:
-                    with suppress(ProcessLookupError):  # it may just have left
-                        os.killpg(seed.process.pid, signal.SIGKILL)
-                else:  # a test has nothing to save, and SIGTERM does not end it
-                    seed.process.send_signal(signal.SIGTERM if seed.stage == "fit" else signal.SIGINT)
-            self.signals.append(signal.Signals(number).name)
-
-        before = {number: signal.signal(number, stop) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------- command
-
-
 def main(args: Sequence[str]) -> None:
     """Runs the command.
 
     Raises:
         ConfigurationError: if an option is wrong; nothing was run then.
-        Incomplete: if a seed failed, or the report lacks something; the others are done.
+        Incomplete: if a run failed, or the report lacks something; the others are done.
         Stopped: if a signal stopped it or a run; what was at work is saved.
     """
     parser = CommandParser(prog="lightning-genesis sweep", description=__doc__)
     parser.add_argument("--seeds", type=_seeds, required=True, help="such as 0,1,2")
+    parser.add_argument("--values", type=Path, metavar="FILE", help="YAML: options and the values they take")
     parser.add_argument(
         "--gpus",
         type=_names,
         default=[],
-        help="such as 0,1: one seed at a time on each; else one after another",
+        help="such as 0,1: one run at a time on each; else one after another",
     )
+    parser.add_argument("--jobs", type=_count, metavar="N", help="N runs at a time, without choosing GPUs")
     parser.add_argument("--output", type=Path, help="of the report; ROOT/NAME-report by default")
+    parser.add_argument(
+        "--slurm", type=Path, metavar="FILE", help="run nothing; write a script for sbatch, a task per run"
+    )
+    parser.add_argument("--task", type=int, metavar="I", help="only run I of all, from 0, and no report")
     own, options = parser.parse_known_args(list(args))
-    sweep = _make(own.seeds, own.gpus, options)
+    if own.gpus and own.jobs:
+        raise ConfigurationError("sweep: --gpus gives one run to each GPU: leave --jobs out")
+    if own.slurm and (own.gpus or own.task is not None or own.output):
+        raise ConfigurationError(
+            "sweep: --slurm gives every run a task of its own: leave --gpus, --task, --output out"
+        )
+    if own.slurm and own.slurm.exists():
+        raise ConfigurationError(f"sweep: --slurm {own.slurm}: is there; delete it, or give another name")
+    sweep = _make(own.seeds, own.values, options)
+    sweep.gpus, sweep.jobs = own.gpus, own.jobs or 1
+    if own.slurm:
+        write_array(own.slurm, sweep.name, len(sweep.runs), args, own.jobs)
+        return
+    if own.task is not None:
+        if not 0 <= own.task < len(sweep.runs):
+            raise ConfigurationError(f"sweep: --task {own.task}, expected 0 to {len(sweep.runs) - 1}")
+        sweep.runs = [sweep.runs[own.task]]
     sweep.run()
-    _finish(sweep, own.output or sweep.root / f"{sweep.name}-report")
+    _finish(sweep, None if own.task is not None else own.output or sweep.root / f"{sweep.name}-report")
 
 
-def _finish(sweep: Sweep, output: Path) -> None:
-    """Says what came of every seed, and writes the report of those that are done unless a signal came."""
+def _finish(sweep: Sweep, output: Path | None) -> None:
+    """Says what came of every run, and writes the report of those that are done unless a signal came."""
     from lightning_genesis.commands.report import report
 
-    failed = [seed for seed in sweep.runs if seed.outcome not in ("done", "stopped")]
-    stopped = [seed for seed in sweep.runs if seed.outcome == "stopped"]
+    failed = [run for run in sweep.runs if run.outcome not in ("done", "stopped")]
+    stopped = [run for run in sweep.runs if run.outcome == "stopped"]
     done = len(sweep.runs) - len(failed) - len(stopped)
-    failures = "; ".join(f"seed {seed.number}: {seed.outcome}" for seed in failed)
+    what = "runs" if any(run.point.values for run in sweep.runs) else "seeds"
+    failures = "; ".join(f"{run.label}: {run.outcome}" for run in failed)
+    count = f"{done} of {len(sweep.runs)} {what} done"
     if sweep.signals:
         raise Stopped(
-            f"sweep: {sweep.signals[0]}: {done} of {len(sweep.runs)} seeds done"
-            f"{f', {failures}' if failed else ''}; the same command goes on"
+            f"sweep: {sweep.signals[0]}: {count}{f', {failures}' if failed else ''}; the same command goes on"
         )
     incomplete: Incomplete | None = None
-    if done:
+    if done and output is not None:
         try:
-            report([seed.folder for seed in sweep.runs if seed.outcome == "done"], output)
+            report([run.folder for run in sweep.runs if run.outcome == "done"], output)
         except Incomplete as error:
             incomplete = error
     if failed:
-        raise Incomplete(
-            f"sweep: {done} of {len(sweep.runs)} seeds done; {failures}; the same command tries again"
-        )
+        raise Incomplete(f"sweep: {count}; {failures}; the same command tries again")
     if stopped:
-        raise Stopped(
-            f"sweep: a signal to a run: {done} of {len(sweep.runs)} seeds done; the same command goes on"
-        )
+        raise Stopped(f"sweep: a signal to a run: {count}; the same command goes on")
     if incomplete:
         raise incomplete
 
 
-def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> Sweep:
-    """Reads the configuration once, so that what is wrong with it is said once, and before anything runs."""
+def _make(seeds: Sequence[int], values: Path | None, options: Sequence[str]) -> Sweep:
+    """Reads all configurations first, so that what is wrong is said once, and before anything runs."""
     for option in OURS:
         if any(argument == option or argument.startswith(f"{option}=") for argument in options):
             raise ConfigurationError(f"sweep: {option} is set by the sweep itself; leave it out")
     options, test_options = _apart(options, TEST_ONLY)
-    config = _print_config("fit", options)
-    tested = _print_config("test", [*_apart(options, FIT_ONLY)[0], *test_options]) if test_options else {}
+    refuse_several(test_options)
+    swept = SweptOptions(options, values)
+    lines = [swept.at(point) for point in swept.points]
+    for option, _ in swept.points[0].values:
+        if option.partition(".")[0] in TEST_ONLY:
+            raise ConfigurationError(f"sweep: {option}: is of `test`, expected an option of `fit`")
+    tests = [[*_apart(line, FIT_ONLY)[0], *test_options] for line in lines] if test_options else []
+    configs = _read_configs([*(["fit", *line] for line in lines), *(["test", *line] for line in tests)])
+    config, tested = configs[0], configs[len(lines) :]
     if config["trainer"]["fast_dev_run"]:
         raise ConfigurationError(
             "sweep: a fast_dev_run leaves nothing to test; leave trainer.fast_dev_run out"
@@ -310,9 +133,23 @@ def _make(seeds: Sequence[int], gpus: Sequence[str], options: Sequence[str]) -> 
     if name is None:
         file = _first_config(options)
         name = Path(file).stem if file else config["model"]["class_path"].rpartition(".")[2]
-    digested = [config, tested] if test_options else config
-    digest = hashlib.sha256(json.dumps(digested, sort_keys=True, default=str).encode()).hexdigest()
-    return Sweep(name, Path(config["run"]["root"]), seeds, options, digest, gpus, test_options)
+    root = Path(config["run"]["root"])
+    runs = [
+        Run(
+            seed,
+            root / "-".join(filter(None, (name, point.name, f"seed{seed}"))),
+            line,
+            _digest([configs[place], tested[place]] if tested else configs[place]),
+            point,
+        )
+        for seed in seeds  # all values of a seed first: the whole chart is there early
+        for place, (point, line) in enumerate(zip(swept.points, lines, strict=True))
+    ]
+    return Sweep(name, root, runs, test_options)
+
+
+def _digest(config: Any) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _apart(options: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -326,19 +163,19 @@ def _apart(options: Sequence[str], names: Sequence[str]) -> tuple[list[str], lis
     return parts
 
 
-def _print_config(stage: str, options: Sequence[str]) -> dict[str, Any]:
-    command = [*COMMAND, stage, *options, "--print_config"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("lightning-genesis: ")]
-        last = (lines or done.stderr.splitlines() or ["no reason given"])[-1]
-        raise ConfigurationError(last.removeprefix("lightning-genesis: ").removeprefix("error: "))
-    config = yaml.safe_load(done.stdout)
-    if not isinstance(config, dict):
-        raise ConfigurationError(
-            f"sweep: no configuration from `{' '.join([stage, *options])} --print_config`"
-        )
-    return config
+def _read_configs(lines: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """The configurations of command lines, in one process: each new one would import torch again."""
+    asked = json.dumps(lines)
+    done = subprocess.run(READER, input=asked, capture_output=True, text=True, check=False)
+    try:
+        answers = json.loads(done.stdout)
+    except ValueError:
+        reason = (done.stderr.splitlines() or ["no reason given"])[-1]
+        raise ConfigurationError(f"sweep: the configurations cannot be read: {reason}") from None
+    if "error" in answers[-1]:
+        told = answers[-1]["error"].removeprefix("lightning-genesis: ").removeprefix("error: ")
+        raise ConfigurationError(told)
+    return [yaml.safe_load(answer["config"]) for answer in answers]
 
 
 def _first_config(options: Sequence[str]) -> str | None:
@@ -364,3 +201,9 @@ def _seeds(text: str) -> list[int]:
             f"{text!r}, expected different numbers with commas between them, such as 0,1,2"
         )
     return [int(name) for name in names]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r}, expected a number of runs, 1 or more")
+    return int(text)

@@ -25,14 +25,20 @@ class Summary:
     """Of the mean, by Student's t at `CONFIDENCE`; None for one seed."""
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and confidence interval of one value per seed."""
+def summarise(values: Sequence[float], metric: Metric | None = None) -> Summary:
+    """Mean, standard deviation and confidence interval of one value per seed.
+
+    Args:
+        values: one per seed, in the unit that is shown.
+        metric: what they are of; the interval ends where its range does.
+    """
     count, mean = len(values), float(np.mean(values))
     if count < 2:
         return Summary(count, mean, None, None)
     std = float(np.std(values, ddof=1))
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * std / math.sqrt(count)
-    return Summary(count, mean, std, (mean - reach, mean + reach))
+    least, most = metric.range if metric else (-math.inf, math.inf)
+    return Summary(count, mean, std, (max(least, mean - reach), min(most, mean + reach)))
 
 
 @dataclass(frozen=True)

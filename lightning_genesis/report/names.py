@@ -1,6 +1,11 @@
 """What metrics, models and datasets are called in tables, and in which order they stand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
+
+INFINITE = float("inf")
+Best = Literal["high", "low"] | None
+_SHARE, _PERCENT, _POSITIVE = (0.0, 1.0), (0.0, 100.0), (0.0, INFINITE)
 
 
 @dataclass(frozen=True)
@@ -12,37 +17,44 @@ class Metric:
     """None: four significant digits."""
     factor: float = 1.0
     """From the unit of results to the one that is shown."""
+    best: Best = None
+    """Which end of it is; None where neither is."""
+    range: tuple[float, float] = (-INFINITE, INFINITE)
+    """That its values have, in the unit that is shown: no interval goes beyond."""
 
 
-_SCORES = {"ari": "ARI", "msc": "mSC", "sc": "SC"}
 METRICS: dict[str, Metric] = {
-    **{f"{name}_fg": Metric(f"{label}-FG", 3) for name, label in _SCORES.items()},
-    **{name: Metric(label, 3) for name, label in _SCORES.items()},
-    "miou": Metric("mIoU", 3),
-    "miou_fg": Metric("mIoU-FG", 3),
-    "miou_gt": Metric("mIoU, objects alone", 3),
-    "elbo": Metric("ELBO (nats)", 1),
-    "bits_per_dim": Metric("−ELBO (bits/dim)", 3),
-    "importance_bound": Metric("IW bound (nats)", 1),
-    "importance_bits_per_dim": Metric("−IW bound (bits/dim)", 3),
-    "elbo_sri": Metric("−L_SRI (nats)", 1),
-    "bits_per_dim_sri": Metric("L_SRI (bits/dim)", 3),
-    "fid": Metric("FID", 1),
-    "kid": Metric("KID", 4),
-    "s_acc": Metric("S-Acc (%)", 1, 100.0),
-    "s_acc_low": Metric("S-Acc (%), from", 1, 100.0),
-    "s_acc_high": Metric("S-Acc (%), to", 1, 100.0),
-    "s_acc_stable": Metric("S-Acc (%), stable", 1, 100.0),
-    "num_blocks": Metric("blocks", 2),
-    "num_active": Metric("average K", 2),
-    "num_active_mae": Metric("MAE of K", 2),
-    "mse": Metric("MSE", 5),
-    "mse_sum": Metric("squared error", 1),
+    "ari_fg": Metric("ARI-FG", 3, 1.0, "high", (-1.0, 1.0)),
+    "msc_fg": Metric("mSC-FG", 3, 1.0, "high", _SHARE),
+    "sc_fg": Metric("SC-FG", 3, 1.0, "high", _SHARE),
+    "ari": Metric("ARI", 3, 1.0, "high", (-1.0, 1.0)),
+    "msc": Metric("mSC", 3, 1.0, "high", _SHARE),
+    "sc": Metric("SC", 3, 1.0, "high", _SHARE),
+    "miou": Metric("mIoU", 3, 1.0, "high", _SHARE),
+    "miou_fg": Metric("mIoU-FG", 3, 1.0, "high", _SHARE),
+    "miou_gt": Metric("mIoU, objects alone", 3, 1.0, "high", _SHARE),
+    "elbo": Metric("ELBO (nats)", 1, best="high"),
+    "bits_per_dim": Metric("−ELBO (bits/dim)", 3, best="low"),
+    "importance_bound": Metric("IW bound (nats)", 1, best="high"),
+    "importance_bits_per_dim": Metric("−IW bound (bits/dim)", 3, best="low"),
+    "elbo_sri": Metric("−L_SRI (nats)", 1, best="high"),
+    "bits_per_dim_sri": Metric("L_SRI (bits/dim)", 3, best="low"),
+    "fid": Metric("FID", 1, 1.0, "low", _POSITIVE),
+    "kid": Metric("KID", 4, best="low"),
+    "s_acc": Metric("S-Acc (%)", 1, 100.0, "high", _PERCENT),
+    "s_acc_low": Metric("S-Acc (%), from", 1, 100.0, None, _PERCENT),
+    "s_acc_high": Metric("S-Acc (%), to", 1, 100.0, None, _PERCENT),
+    "s_acc_stable": Metric("S-Acc (%), stable", 1, 100.0, "high", _PERCENT),
+    "num_blocks": Metric("blocks", 2, range=_POSITIVE),
+    "num_active": Metric("average K", 2, range=_POSITIVE),
+    "num_active_mae": Metric("MAE of K", 2, 1.0, "low", _POSITIVE),
+    "mse": Metric("MSE", 5, 1.0, "low", _POSITIVE),
+    "mse_sum": Metric("squared error", 1, 1.0, "low", _POSITIVE),
     "nll": Metric("NLL (nats)", 1),
     "kl": Metric("KL (nats)", 1),
-    "probe_stability": Metric("stability (%)", 1, 100.0),
-    "probe_height": Metric("height (%)", 1, 100.0),
-    "probe_view": Metric("view (%)", 1, 100.0),
+    "probe_stability": Metric("stability (%)", 1, 100.0, "high", _PERCENT),
+    "probe_height": Metric("height (%)", 1, 100.0, "high", _PERCENT),
+    "probe_view": Metric("view (%)", 1, 100.0, "high", _PERCENT),
 }
 """Metrics by name, in their order; others are shown after them under their names."""
 SUFFIXES = {
@@ -53,6 +65,8 @@ SUFFIXES = {
     "_reconstructed": ", reconstructed",
 }
 """Of names of metrics, and what they add to the label."""
+CONTROLS = ("_chance", "_true", "_reconstructed")
+"""Suffixes of what a number is judged by; there is no best of these."""
 SAMPLES = ("fid", "kid")
 _CONTROLS = ("true", "reconstructed")
 _CONTROLLED = [f"{name}_{control}" for name in ("s_acc", "num_blocks") for control in _CONTROLS]
@@ -118,17 +132,20 @@ def metric_of(name: str) -> Metric:
         base = name.removesuffix(suffix)
         if base != name and base in METRICS:
             known = METRICS[base]
-            return Metric(known.label + addition, known.decimals, known.factor)
+            best = None if suffix in CONTROLS else known.best
+            return replace(known, label=known.label + addition, best=best)
     return METRICS.get(name, Metric(name, None))
 
 
 def row_label(experiment: str, dataset: str) -> str:
     """The paper's name of a model and our name of its variant; the experiment's, where it says neither."""
-    model, _, rest = experiment.partition("_")
+    base, _, swept = experiment.partition("-") if "=" in experiment else (experiment, "", "")
+    model, _, rest = base.partition("_")
     on, _, variant = rest.partition("_")
     if model not in MODELS or on != dataset.replace("_", ""):
         return experiment
-    return MODELS[model] + (f", {variant.replace('_', ' ')}" if variant else "")
+    parts = (MODELS[model], variant.replace("_", " "), swept.replace("=", " ").replace(",", ", "))
+    return ", ".join(part for part in parts if part)
 
 
 def family_of(name: str) -> str:

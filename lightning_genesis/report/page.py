@@ -14,6 +14,7 @@ from lightning_genesis.report.cells import cell_lines
 from lightning_genesis.report.curves import draw_charts
 from lightning_genesis.report.names import metric_of, row_label
 from lightning_genesis.report.runs import Run
+from lightning_genesis.report.swept import draw_sweeps
 from lightning_genesis.report.tables import Section, Table
 from lightning_genesis.report.writers import LEGEND
 from lightning_genesis.storage.pictures import open_picture
@@ -82,6 +83,7 @@ def render_page(runs: Sequence[Run], sections: Sequence[Section], problems: list
     return template.render(
         sections=sections,
         experiments=experiments,
+        sweeps=draw_sweeps(runs),
         runs=runs,
         problems=problems,
         legend=LEGEND,

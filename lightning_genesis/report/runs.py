@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.runs.results import FOLDER, LARGEST, Result, read_result
+from lightning_genesis.runs.sweep_state import SweepState, read_state
 from lightning_genesis.runs.wandb_file import read_rows
 from lightning_genesis.storage.text import shown
 from lightning_genesis.storage.yaml_file import read_mapping
@@ -43,6 +44,8 @@ class Run:
     history: dict[str, Curve]
     """What was logged in training, by name."""
     pictures: list[Path]
+    swept: SweepState | None = None
+    """Where a sweep over values made the run."""
     problems: list[str] = field(default_factory=list)
     """What could not be read or is not there, a line each."""
 
@@ -78,6 +81,7 @@ def read_run(folder: Path) -> Run:
         results=results,
         history=history,
         pictures=_find_pictures(folder),
+        swept=state if (state := read_state(folder)) is not None and state.values else None,
         problems=problems,
     )
 

@@ -342,9 +342,9 @@ def _variants(name: str, entries: Iterable[_Entry]) -> tuple[dict[_Options, dict
 
 
 def _make_cell(name: str, protocol: str | None, entries: Sequence[_Entry]) -> Cell:
-    factor = metric_of(name).factor
-    values = [value * factor for entry in entries if (value := entry.result.metrics[name]) is not None]
-    summary = summarise(values)
+    metric = metric_of(name)
+    values = [value * metric.factor for entry in entries if (value := entry.result.metrics[name]) is not None]
+    summary = summarise(values, metric)
     comparisons = tuple(
         Comparison(published, summary.mean - published.mean)
         for published in find_published(entries[0].evaluated_as, name, protocol)

@@ -17,13 +17,8 @@ CALLS = Path("calls.jsonl")
 
 def main(stage: str, *args: str) -> int:
     options = dict(zip(args[::2], args[1::2], strict=False))
-    if "--print_config" in args:
-        if "--wrong" in args:
-            print("Seed set to 0", "lightning-genesis: error: no option 'wrong'", sep="\n", file=sys.stderr)
-            return 2
-        run = {"name": options.get("--run.name"), "root": "runs"}
-        trainer = {"fast_dev_run": options.get("--fast") == "1", "max_steps": options.get("--max_steps")}
-        print(json.dumps({"run": run, "trainer": trainer, "model": {"class_path": "models.Genesis"}}))
+    if stage == "configurations":
+        print(json.dumps([read(*line[1:]) for line in json.load(sys.stdin)]))
         return 0
     folder = Path("runs", options["--run.name"]) if stage == "fit" else Path(options["--config"]).parent
     experiment, _, seed = folder.name.rpartition("-seed")
@@ -36,6 +31,16 @@ def main(stage: str, *args: str) -> int:
         (folder / "metrics" / "test.json").write_text(json.dumps(result))
     note(stage, seed, "end", args)
     return code
+
+
+def read(*args: str) -> dict[str, str]:
+    if "--wrong" in args:
+        return {"error": "lightning-genesis: error: no option 'wrong'"}
+    options = dict(zip(args[::2], args[1::2], strict=False))
+    run = {"name": options.get("--run.name"), "root": "runs"}
+    trainer = {"fast_dev_run": options.get("--fast") == "1", "max_steps": options.get("--max_steps")}
+    model = {"class_path": "models.Genesis", "std": options.get("--model.std")}
+    return {"config": json.dumps({"run": run, "trainer": trainer, "model": model})}
 
 
 def leave(behaviour: str, folder: Path) -> int:

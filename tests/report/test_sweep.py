@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from lightning_genesis import models
 from lightning_genesis.cli import main
-from lightning_genesis.commands import sweep
+from lightning_genesis.commands import sweep, sweep_processes
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.runs.loading import build_data
 from lightning_genesis.runs.loggers import make_wandb_logger
@@ -36,10 +37,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `lightning-genesis sweep` in an empty folder, with a stub in place of `fit` and `test`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(
-        sweep, "COMMAND", (sys.executable, "-S", str(Path(__file__).with_name("stub_command.py")))
-    )
-    monkeypatch.setattr(sweep, "POLL", 0.02)
+    stub = (sys.executable, "-S", str(Path(__file__).with_name("stub_command.py")))
+    monkeypatch.setattr(sweep_processes, "COMMAND", stub)
+    monkeypatch.setattr(sweep, "READER", (*stub, "configurations"))
+    monkeypatch.setattr(sweep_processes, "POLL", 0.02)
     result = add_result(make_run(tmp_path, "genesis_gqn", 0), "genesis_gqn", 0, {"ari_fg": 0.5})
     result.rename("result.json")
     return lambda *args: main(["sweep", "--config", "my_experiment.yaml", *args])
@@ -156,6 +157,91 @@ def test_one_seed_at_a_time_on_each_gpu(run: Run, monkeypatch: pytest.MonkeyPatc
     assert Path("runs/my_experiment-seed0/output.txt").is_file()
 
 
+# ---------------------------------------------------------------- values
+
+
+def test_every_value_with_every_seed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole chart of a seed first; folders are named by the values; the report draws a chart."""
+    assert run("--seeds", "0,1", "--model.std", "0.5,0.7") == 0
+    names = [f"my_experiment-std={std}-seed{seed}" for seed in (0, 1) for std in ("0.5", "0.7")]
+    fits = [entry["args"] for entry in calls() if entry["stage"] == "fit"]
+    assert [args[args.index("--run.name") + 1] for args in fits] == names
+    assert fits[1][:4] == ["--config", "my_experiment.yaml", "--model.std", "0.7"]
+    assert "std=0.7, seed 1: done" in capsys.readouterr().out
+    state = json.loads(Path("runs", names[1], "sweep.json").read_text())
+    assert (state["sweep"], state["values"]) == ("my_experiment", {"model.std": "0.7"})
+
+    assert run("--seeds", "0,1", "--model.std", "0.5,0.6,0.7") == 0  # a value more: only its runs are done
+    assert {entry["args"][3] for entry in calls() if entry["stage"] == "fit"} == {"0.6"}
+
+
+def test_a_run_that_fails_is_named_by_its_values(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STUB_fit_1", "3")
+    Path("values.yaml").write_text("- {model.std: 0.5}\n- {model.std: 0.7}\n")
+    assert run("--seeds", "0,1", "--values", "values.yaml") == 1
+    told = "sweep: 2 of 4 runs done; std=0.5, seed 1: fit left with exit code 3; std=0.7, seed 1: fit left"
+    assert told in capsys.readouterr().err
+
+
+def test_runs_side_by_side_without_gpus(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUB_fit_0", "meet")  # each waits for the other
+    assert run("--seeds", "0", "--jobs", "2", "--model.std", "0.5,0.7") == 0
+    assert {entry["gpu"] for entry in calls()} == {None}
+    assert Path("runs/my_experiment-std=0.5-seed0/output.txt").is_file()
+
+
+SRUN = """#!/bin/sh
+while [ "$1" != lightning-genesis ]; do shift; done
+shift 2
+exec "$PYTHON" - "$@" <<'END'
+import json, os, sys
+with open("srun.jsonl", "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+sys.exit(int(os.environ.get("CODE", "0")))
+END
+"""
+
+
+def test_an_array_of_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script, run by a shell with stand-ins for `srun` and `scontrol`, does what the sweep would."""
+    arguments = ["--seeds", "0,1", "--model.std", "0.5,0.7", "--model.x", "{a: 1}"]
+    assert run(*arguments, "--slurm", "array.sbatch", "--jobs", "2") == 0
+    assert not Path("runs").exists()
+    script = Path("array.sbatch").read_text()
+    assert "#SBATCH --array=0-3%2\n" in script
+    assert run(*arguments, "--slurm", "array.sbatch") == 2, "what someone may have changed is kept"
+
+    (tmp_path / "bin").mkdir()
+    for name, text in {"srun": SRUN, "scontrol": '#!/bin/sh\necho "$@" >> scontrol.txt\n'}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        **{"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": sys.executable},
+        **{"SLURM_CPUS_PER_TASK": "8", "SLURM_ARRAY_JOB_ID": "77"},
+    }
+
+    def submit(task: int, code: int) -> int:
+        own = {"SLURM_ARRAY_TASK_ID": str(task), "CODE": str(code)}
+        return subprocess.run(["bash", "array.sbatch"], env={**environment, **own}, check=False).returncode
+
+    assert [submit(task, 0) for task in range(4)] == [0] * 4
+    assert (submit(2, 1), Path("scontrol.txt").exists()) == (1, False)
+    assert submit(2, 75) == 75
+    assert Path("scontrol.txt").read_text() == "requeue 77_2\n"
+    lines = [json.loads(line) for line in Path("srun.jsonl").read_text().splitlines()]
+    for line in lines[:4]:
+        assert main(["sweep", *line]) == 0
+        assert not Path("runs/my_experiment-report").exists()
+    assert len(calls()) == 8
+    assert len({folder.name for folder in Path("runs").iterdir()}) == 4
+    assert run(*arguments) == 0
+    assert calls() == []
+    assert Path("runs/my_experiment-report/report.html").is_file()
+
+
 # ---------------------------------------------------------------- signals
 
 
@@ -261,6 +347,7 @@ def test_a_damaged_state_is_no_state(run: Run, state: str) -> None:
         (["--seeds", "0", "--seed_everything=4"], "sweep: --seed_everything is set by the sweep itself"),
         (["--seeds", "0", "--ckpt_path", "best"], "sweep: --ckpt_path is set by the sweep itself"),
         (["--seeds", "0", "--fast", "1"], "sweep: a fast_dev_run leaves nothing to test"),
+        (["--seeds", "0", "--task", "1"], "sweep: --task 1, expected 0 to 0"),
         (["--seeds", "0", "--wrong", "1"], "no option 'wrong'"),
     ],
 )
