@@ -28,6 +28,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 100,
     "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
 
