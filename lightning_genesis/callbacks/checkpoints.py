@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
@@ -56,6 +56,15 @@ class CheckpointOptions:
         return small if self.mode is None else self.mode == "min"
 
 
+class Best(NamedTuple):
+    """What the best checkpoint was chosen by."""
+
+    name: str
+    value: float
+    step: int | None
+    """None where a run of before has not written it down."""
+
+
 class RunCheckpoints(Checkpoint):
     """Saves a run so that a resumed one continues bit for bit, whenever it was killed.
 
@@ -82,6 +91,7 @@ class RunCheckpoints(Checkpoint):
         self._monitor = options.monitor
         self._best: float | None = None
         self._best_saved: float | None = None
+        self._best_step: int | None = None
         self._best_is_due = False
         self._step, self._last_at = 0, monotonic()
         self._is_between = False
@@ -89,14 +99,22 @@ class RunCheckpoints(Checkpoint):
     # ---------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best so far was, and by which value."""
-        return {"monitor": self._monitor, "best": self._best}
+        """What the best so far was, when, and by which value."""
+        return {"monitor": self._monitor, "best": self._best, "best_step": self._best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the best so far, if it was chosen by the same value."""
         if self.options.monitor in (None, state_dict["monitor"]):
             self._monitor, best = state_dict["monitor"], state_dict["best"]
             self._best = self._best_saved = best if best is not None and math.isfinite(best) else None
+            self._best_step = None if self._best is None else state_dict.get("best_step")
+
+    @property
+    def best(self) -> Best | None:
+        """That of the newest `best.ckpt`; None if there is none."""
+        if self._monitor is None or self._best_saved is None:
+            return None
+        return Best(self._monitor, self._best_saved, self._best_step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -143,7 +161,7 @@ class RunCheckpoints(Checkpoint):
         sign = -1 if self.options.least_is_best(self._monitor) else 1
         better = self._best is None or sign * value > sign * self._best
         if better and math.isfinite(value):
-            self._best, self._best_is_due = value, True
+            self._best, self._best_step, self._best_is_due = value, trainer.global_step, True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -1,14 +1,9 @@
-"""How fast a run goes, and what its progress bar shows."""
+"""How fast a run goes."""
 
 from time import perf_counter
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import RichProgressBar
-
-from lightning_genesis.runs.loggers import RunCSVLogger
-
-SHOWN = ("train/nll_per_dim", "train/kl", "val/ari_fg")
 
 
 class Throughput(pl.Callback):
@@ -55,16 +50,3 @@ class Throughput(pl.Callback):
     def _restart(self) -> None:
         self._start = self._batch_end = perf_counter()
         self._images, self._waited = 0, 0.0
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's bar with the newest logged values; nothing is read from the device for it."""
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """A few values by their short names."""
-        latest = next((x.latest for x in trainer.loggers if isinstance(x, RunCSVLogger)), {})
-        return {name.split("/")[1]: f"{latest[name]:.4g}" for name in SHOWN if name in latest}
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        """Runs are counted in steps, not epochs."""
-        return "Training"

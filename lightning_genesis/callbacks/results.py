@@ -43,10 +43,12 @@ class ResultWriter(pl.Callback):
         self.folder, self.experiment = folder, experiment
         self.seed, self.checkpoint, self.options = seed, checkpoint, options
         self._num_images = 0
+        self.written: list[tuple[Path, Result]] = []
+        """Files and what is in them; that of a protocol comes last."""
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts anew."""
-        self._num_images = 0
+        self._num_images, self.written = 0, []
 
     def on_test_batch_end(
         self,
@@ -118,7 +120,7 @@ class ResultWriter(pl.Callback):
             options={**options, "convention": hyperparameters["metric_convention"]},
             deviations=deviations,
         )
-        write_result(self.folder, split.split, whole)
+        self._write(split.split, whole)
         for scores in trainer.callbacks:
             if isinstance(scores, ProtocolScores):
                 rules = scores.protocol
@@ -140,4 +142,7 @@ class ResultWriter(pl.Callback):
                     deviations=[*differing, *deviations],
                     rules=rules.rules(split),
                 )
-                write_result(self.folder, f"{split.split}-{scores.name}", result)
+                self._write(f"{split.split}-{scores.name}", result)
+
+    def _write(self, name: str, result: Result) -> None:
+        self.written.append((write_result(self.folder, name, result), result))

@@ -44,9 +44,9 @@ def main(args: Sequence[str]) -> None:
     common += ["--run.wandb", "false"]
     limit = ["--trainer.max_time", f"00:00:{int(options.minutes):02d}:{round(options.minutes % 1 * 60):02d}"]
 
-    untrained = ExperimentCLI(["test", *common, "--pictures.num_images", "0"])
-    trained = ExperimentCLI(["fit", *common, *limit])
-    tested = ExperimentCLI(["test", *common, "--ckpt_path", "last"])
+    untrained = ExperimentCLI(["test", *common, "--pictures.num_images", "0"], talks=False)
+    trained = ExperimentCLI(["fit", *common, *limit], talks=False)
+    tested = ExperimentCLI(["test", *common, "--ckpt_path", "last"], talks=False)
 
     rows = {
         "constant image": {"test/mse": constant_image_error(tested.datamodule)},

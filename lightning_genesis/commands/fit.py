@@ -1,12 +1,12 @@
 """The training command: Lightning's CLI with the checks, the run folder and the callbacks of every run."""
 
-import os
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ from lightning_genesis.callbacks.checkpoints import (
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.pictures import Pictures
 from lightning_genesis.callbacks.predictions import PredictionWriter
-from lightning_genesis.callbacks.progress import ProgressBar, Throughput
+from lightning_genesis.callbacks.progress import Throughput
 from lightning_genesis.callbacks.protocol import ProtocolScores
 from lightning_genesis.callbacks.results import ResultWriter
 from lightning_genesis.callbacks.rollback import Rollback, RollbackOptions
@@ -33,6 +33,7 @@ from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
 from lightning_genesis.callbacks.run_identity import RunIdentity, changes_of
 from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
 from lightning_genesis.callbacks.structure import StructureCallback
+from lightning_genesis.callbacks.terminal import RunBar, ValidationLine
 from lightning_genesis.classes import importable_from_here
 from lightning_genesis.commands.checks import (
     check_applies,
@@ -48,12 +49,14 @@ from lightning_genesis.commands.options import (
     RunOptions,
     check_classes,
     files_first,
+    name_of_run,
     place_given,
     refuse_linked_values,
     trainer_defaults,
 )
 from lightning_genesis.commands.quiet import quieten
-from lightning_genesis.commands.trainer_options import settle, take_up_batch_size
+from lightning_genesis.commands.screen import closing, say_opening, show_scores
+from lightning_genesis.commands.trainer_options import settle, settle_output, take_up_batch_size
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
 from lightning_genesis.models import SceneModel
@@ -80,10 +83,12 @@ class ExperimentCLI(LightningCLI):
 
     Args:
         args: the command line after the program's name.
+        talks: whether it says at the end what came of it.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], talks: bool = True) -> None:
         quieten()
+        self.talks = talks
         importable_from_here()
         self.arguments = files_first(args)
         check_applies(self.arguments)
@@ -185,6 +190,7 @@ class ExperimentCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         refuse_linked_values(config.model)
+        settle_output(config, self.arguments)
         self._set_up_run(config)
         if self._trains(config):
             self._held.enter_context(writing(self.run_options.folder))
@@ -195,15 +201,7 @@ class ExperimentCLI(LightningCLI):
         if place is not None and place != Path(config.run.root, config.run.name):
             config.run.root, config.run.name = str(place.parent), place.name
         if config.run.name is None:
-            stem = (
-                Path(str(config.config[0])).stem
-                if config.get("config")
-                else config.model.class_path.split(".")[-1]
-            )
-            config.run.name = f"{stem}-seed{config.seed_everything}"
-            # runs of a sweep of W&B may differ in more than the seed
-            if {"WANDB_SWEEP_ID", "WANDB_RUN_ID"} <= os.environ.keys():
-                config.run.name = f"{stem}-{os.environ['WANDB_RUN_ID']}-seed{config.seed_everything}"
+            config.run.name = name_of_run(config)
         self.run_options = RunOptions(**config.run.as_dict())
 
     def _trains(self, config: Any) -> bool:
@@ -358,27 +356,27 @@ class ExperimentCLI(LightningCLI):
             resumes=resumes,
             trains=self.subcommand == "fit",
         )
-        callbacks: list[Callback] = [self._get(self.config_init, "pictures"), PredictionWriter(run.folder)]
+        callbacks: list[Callback] = [self._get(self.config_init, "pictures")]
         if self.subcommand == "fit" and not trainer["fast_dev_run"]:
             if trainer["enable_checkpointing"] is not False:
                 options = CheckpointOptions(**config.checkpoint.as_dict())
                 callbacks += [RunCheckpoints(run.folder / "checkpoints", options), StopOnSignal()]
             rollback = RollbackOptions(**config.rollback.as_dict())
-            callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput(), self.identity]
+            callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput(), ValidationLine()]
+            callbacks.append(self.identity)
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(run.folder))
         if self.subcommand == "test" and not trainer["fast_dev_run"]:
             callbacks += self._evaluation_callbacks(config)
         if trainer["enable_progress_bar"] is not False:
-            callbacks.append(ProgressBar())
+            callbacks.append(RunBar())
         trainer["default_root_dir"] = str(run.folder)
-        trainer["plugins"] = [*self._given_plugins(trainer["plugins"]), DurableCheckpointIO()]
+        given = trainer["plugins"] if isinstance(trainer["plugins"], list) else [trainer["plugins"]]
+        trainer["plugins"] = [*(plugin for plugin in given if plugin is not None), DurableCheckpointIO()]
         trainer["logger"] = self._loggers(trainer["logger"], bool(trainer["fast_dev_run"]))
         self.save_config_kwargs = {"folder": run.folder, "identity": self.identity}
         with mistakes_in_one_line("trainer"):
             return self._instantiate_trainer({**trainer, **kwargs}, callbacks)
-
-    @staticmethod
-    def _given_plugins(given: Any) -> list[Any]:
-        return given if isinstance(given, list) else [] if given is None else [given]
 
     def _loggers(self, given: Any, dry: bool) -> list[Logger] | bool:
         """CSV always; W&B unless the user chose other loggers or none."""
@@ -396,20 +394,28 @@ class ExperimentCLI(LightningCLI):
 
     # ---------------------------------------------------------------- running
 
-    def _prepare_data(self) -> None:
-        """Makes the store before other ranks start, so that none waits at a barrier for it.
-
-        What would take long, or a download, is left to `prepare`: see `SceneDataModule.prepares_on_fit`.
-        """
+    def before_fit(self) -> None:
+        """Makes the store before other ranks start, so that none waits at a barrier; says what begins."""
+        # what would take long, or a download, is left to `prepare`: see `SceneDataModule.prepares_on_fit`
         if _is_main_process():
             self.datamodule.prepare_data()
+        path, step = self.config[self.subcommand].ckpt_path, (self.checkpoint or {}).get("global_step", 0)
+        say_opening(self.model, self.datamodule, self.trainer, path, step)
+        self._started = perf_counter()
 
-    def before_fit(self) -> None:
-        """Prepares the data."""
-        self._prepare_data()
-        rank_zero_info(f"run folder: {self.run_options.folder}")
+    before_validate = before_test = before_predict = before_fit
 
-    before_validate = before_test = before_predict = _prepare_data
+    def after_fit(self) -> None:
+        """Says what came of it."""
+        if self.talks and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print(*closing(self.trainer, self.run_options.folder, perf_counter() - self._started), sep="\n")
+
+    def after_test(self) -> None:
+        """Shows the scores."""
+        if self.talks and self.trainer.is_global_zero:
+            show_scores(self.trainer, "test" if self.subcommand == "test" else "val")
+
+    after_validate = after_test
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it and closes the W&B run, which would otherwise stay open in this process."""

@@ -29,6 +29,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 100,
     "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
     "use_distributed_sampler": False,
 }
 
@@ -125,6 +126,16 @@ def place_given(arguments: Sequence[str]) -> Path | None:
             run = read_mapping(value) if Path(value).is_file() else yaml.safe_load(value)
             chosen += [("--run", key) for key in ("name", "root") if isinstance(run, Mapping) and key in run]
     return None if chosen else place
+
+
+def name_of_run(config: Any) -> str:
+    """What a run is called that was given no name: its experiment, or its model, and its seed."""
+    given = config.get("config")
+    stem = Path(str(given[0])).stem if given else config.model.class_path.split(".")[-1]
+    # runs of a sweep of W&B may differ in more than the seed
+    if {"WANDB_SWEEP_ID", "WANDB_RUN_ID"} <= os.environ.keys():
+        stem = f"{stem}-{os.environ['WANDB_RUN_ID']}"
+    return f"{stem}-seed{config.seed_everything}"
 
 
 def files_first(arguments: Sequence[str]) -> list[str]:

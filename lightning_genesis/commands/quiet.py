@@ -1,9 +1,10 @@
-"""Warnings and advice of others that are not shown: about what is meant here."""
+"""What others would say into a run's terminal, and nobody needs to read."""
 
 import logging
+import re
 import warnings
 
-NOISE = (
+WARNINGS = (
     r".*overridden `(on_after_batch_transfer|transfer_batch_to_device)`",  # on purpose: in one place
     r".*LeafSpec",  # Lightning 2.6 with a newer torch
     r".*does not have many workers",  # a memory map is fastest in the training process
@@ -11,18 +12,32 @@ NOISE = (
     r".*Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 """Warnings about what is right here."""
-ADVICE = ("litlogger", "litmodels", "torch.set_float32_matmul_precision")
-"""Lightning's, on products of its company and on what is an option here."""
+MESSAGES = re.compile(
+    r"litlogger|litmodels"  # advertisements
+    r"|torch.set_float32_matmul_precision"  # an option here
+    r"|^(GPU|TPU|HPU|IPU) available|LOCAL_RANK: |Seed set to"  # the first lines of a run say what counts
+    r"|max_steps=.* reached"  # so does the last block
+    r"|^Re?storing states|^Restored all states|^Loaded model weights"  # the command says where it starts
+)
+"""Messages of Lightning that our own lines have in them."""
+LOGGERS = tuple(
+    f"{package}.utilities.{name}"
+    for package in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+    for name in ("rank_zero", "seed")
+)
+
+
+class _Quiet(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return MESSAGES.search(str(record.msg)) is None
+
+
+_QUIET = _Quiet()
 
 
 def quieten() -> None:
-    """Hides them, in this process."""
-    for message in NOISE:
+    """Keeps these warnings and messages from the terminal; said twice, it does no more."""
+    for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    logging.getLogger("lightning_fabric.utilities.rank_zero").addFilter(_is_no_advice)
-    logger.addFilter(_is_no_advice)
-
-
-def _is_no_advice(row: logging.LogRecord) -> bool:
-    return not any(name in str(row.msg) for name in ADVICE)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_QUIET)  # which is not added again

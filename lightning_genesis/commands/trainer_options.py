@@ -1,6 +1,6 @@
 """Options of Lightning's Trainer that mean something else here, or nothing that works."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import Callback
@@ -52,6 +52,18 @@ def settle(trainer: dict[str, Any], *, resumes: bool, trains: bool) -> dict[str,
         trainer["max_time"] = None
     trainer["callbacks"] = callbacks
     return trainer
+
+
+def settle_output(config: Any, arguments: Sequence[str]) -> None:
+    """Leaves out Lightning's table of all scores, and does not keep every prediction in memory.
+
+    Args:
+        config: of a command, as parsed; changed in place.
+        arguments: the command line, which may ask for either.
+    """
+    for name in ("verbose", "return_predictions"):
+        if name in config and not any(given.startswith(f"--{name}") for given in arguments):
+            config[name] = False
 
 
 def take_up_batch_size(

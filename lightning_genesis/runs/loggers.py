@@ -180,7 +180,8 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
         rank_zero_info(f"W&B: no account or no connection; offline, files in {folder / 'wandb'}")
     run_id = _wandb_id(folder)
     project = os.environ.get("WANDB_PROJECT", "lightning-genesis")
-    settings = wandb.Settings(silent=True, console="off") if offline else None
+    # the command says itself where the run is; of twenty lines more nobody reads one
+    settings = wandb.Settings(silent=True, **({"console": "off"} if offline else {}))
     logger = RunWandbLogger(
         name=name,
         save_dir=folder.resolve(),  # W&B's service keeps the working directory that it was started in
