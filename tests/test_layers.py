@@ -30,6 +30,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lightning_genesis.report",),
     ("lightning_genesis.commands",),
     ("lightning_genesis.cli",),
+    # a program of its own, which `sweep` starts
+    ("lightning_genesis.commands.read_configurations",),
 )
 """From the ground up: a room knows those below it and itself, none above, and none beside it."""
 LAZY = {("lightning_genesis", "lightning_genesis.runs.loading")}

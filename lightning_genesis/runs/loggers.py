@@ -181,7 +181,7 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
     run_id = _wandb_id(folder)
     project = os.environ.get("WANDB_PROJECT", "lightning-genesis")
     # the command says itself where the run is; of twenty lines more nobody reads one
-    settings = wandb.Settings(silent=True, **({"console": "off"} if offline else {}))
+    settings = wandb.Settings(silent=True, console="off" if offline else "auto")
     logger = RunWandbLogger(
         name=name,
         save_dir=folder.resolve(),  # W&B's service keeps the working directory that it was started in
