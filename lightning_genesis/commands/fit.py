@@ -353,7 +353,8 @@ class ExperimentCLI(LightningCLI):
         assert self.subcommand is not None
         config, run = self.config[self.subcommand], self.run_options
         resumes = self.subcommand == "fit" and self.checkpoint is not None
-        trainer = settle(self._get(self.config_init, "trainer", default={}), resumes=resumes)
+        given = self._get(self.config_init, "trainer", default={})
+        trainer = settle(given, self.subcommand, resumes=resumes)
         callbacks: list[Callback] = [self._get(self.config_init, "pictures"), PredictionWriter(run.folder)]
         if self.subcommand == "fit" and not trainer["fast_dev_run"]:
             if trainer["enable_checkpointing"] is not False:

@@ -17,15 +17,17 @@ HANDING_BACK = ("spawn", "fork", "notebook")
 """Ways to start ranks after which Lightning hands the weights back in a file that is no checkpoint."""
 
 
-def settle(trainer: dict[str, Any], *, resumes: bool) -> dict[str, Any]:
+def settle(trainer: dict[str, Any], command: str, *, resumes: bool) -> dict[str, Any]:
     """The Trainer's arguments as they are meant, its callbacks as a list.
 
     - `val_check_interval` as a share of an epoch implies a validation in every epoch.
     - `max_time` is the time of a process, see `TimeLimit`.
-    - A resumed run keeps what its finders have found: they are left out.
+    - A resumed run keeps what its finders have found: they are left out, as in `validate`, `test` and
+      `predict`, which take any size of batch and give the same.
 
     Args:
         trainer: as given; the classes in it are instances.
+        command: `fit`, `validate`, `test` or `predict`.
         resumes: whether training goes on from a checkpoint.
 
     Raises:
@@ -40,6 +42,7 @@ def settle(trainer: dict[str, Any], *, resumes: bool) -> dict[str, Any]:
     callbacks: list[Callback] = [*given] if isinstance(given, list | tuple) else [given]
     if resumes and any(isinstance(callback, FINDERS) for callback in callbacks):
         rank_zero_info("note: the run goes on with what its finders found; they are not run again")
+    if resumes or command != "fit":
         callbacks = [callback for callback in callbacks if not isinstance(callback, FINDERS)]
     limit = trainer.get("max_time")
     if limit is not None and not any(isinstance(callback, Timer) for callback in callbacks):
