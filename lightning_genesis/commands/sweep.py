@@ -195,12 +195,11 @@ class Sweep:
     # ---------------------------------------------------------------- what is finished
 
     def _finished(self, seed: Seed) -> list[str]:
-        """Stages that were finished with this configuration."""
+        """Stages that were finished with this configuration and seed: a folder may be a copy of another's."""
         try:
             state = read_json(seed.folder / STATE)
-            if state["config_sha256"] == self.digest and state["finished"] == list(
-                STAGES[: len(state["finished"])]
-            ):
+            of_this = state["config_sha256"] == self.digest and state["seed"] == seed.number
+            if of_this and state["finished"] == list(STAGES[: len(state["finished"])]):
                 return list(state["finished"])
         except (OSError, ValueError, TypeError, KeyError):
             pass  # nothing is known, so nothing is finished: `fit` goes on from its checkpoint
@@ -208,9 +207,8 @@ class Sweep:
 
     def _write_state(self, seed: Seed, finished: Sequence[str]) -> None:
         with replacing(seed.folder / STATE) as temporary:
-            temporary.write_text(
-                json.dumps({"config_sha256": self.digest, "finished": list(finished)}) + "\n"
-            )
+            state = {"config_sha256": self.digest, "seed": seed.number, "finished": list(finished)}
+            temporary.write_text(json.dumps(state) + "\n")
 
     # ---------------------------------------------------------------- signals
 
