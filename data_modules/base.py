@@ -185,7 +185,6 @@ class SceneDataModule(LightningDataModule):
         self.seed, self.on_device = seed, on_device
         self._datasets: dict[Split, Dataset[Batch]] = {}
         self._on_device: DeviceDataset | None = None
-        self._resumed: dict[str, Any] = {}
         self._ahead = 0  # batches that a run's images count for beyond its steps; see `state_dict`
 
     def plan(self, split: Split) -> StorePlan:
@@ -386,20 +385,24 @@ class SceneDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Which images a run trains on, and where it stands among them, for its checkpoint.
 
-        The position is the Trainer's count of batches and `ahead`, which is not 0 in a run that went on with
-        another batch size.
+        The position is the Trainer's count of `batches` and `ahead`, which is not 0 in a run that went on
+        with another batch size.
         """
-        return {"images": self.fingerprint(), "batch_size": self.batch_size, "ahead": self._ahead}
+        return {
+            "images": self.fingerprint(),
+            "batch_size": self.batch_size,
+            "batches": self._batches_counted(),
+            "ahead": self._ahead,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the position of a checkpoint.
 
         Raises:
-            DataError: if a run is resumed on other training images.
+            DataError: if a run is resumed on other training images, or the checkpoint holds something else.
         """
         if self.trainer is None or not self.trainer.training:
             return
-        self._resumed = dict(state_dict)
         found, expected = self.fingerprint(), state_dict.get("images")
         if expected not in (None, found):
             raise DataError(
@@ -407,6 +410,17 @@ class SceneDataModule(LightningDataModule):
                 f"the run was trained on (digest {str(found)[:12]}, expected {str(expected)[:12]}); give the "
                 "run its data, or start a new run from its weights with `--init_from`"
             )
+        # by the count in the file: the Trainer may restore its own later, or have made its loader already
+        batches, ahead, batch_size = (
+            state_dict.get(name, default)
+            for name, default in (("batches", 0), ("ahead", 0), ("batch_size", self.batch_size))
+        )
+        if not (type(batches) is type(ahead) is type(batch_size) is int and batches >= 0 < batch_size):
+            raise DataError(
+                f"the checkpoint's place among the images is {batches!r} and {ahead!r} batches of "
+                f"{batch_size!r}, expected whole numbers; go on from another checkpoint"
+            )
+        self._ahead = self._position_after(batches + ahead, batch_size) - batches
 
     def fingerprint(self) -> str | None:
         """Digest of the training images, without reading them all; None where there is no such thing."""
@@ -414,26 +428,23 @@ class SceneDataModule(LightningDataModule):
         return dataset.store.digest if isinstance(dataset, StoreDataset) else None
 
     def _batches_trained(self) -> int:
-        """Number of batches in all epochs, restored from a checkpoint before the loader is made.
+        """Number of batches in all epochs, restored from a checkpoint before the loader is made."""
+        return self._batches_counted() + self._ahead
 
-        `processed`, not `completed`: a checkpoint written at a batch's end does not count it as completed.
-        """
-        assert self.trainer is not None
+    def _batches_counted(self) -> int:
+        """The Trainer's count; `processed`: at a batch's end it is not counted as completed yet."""
+        if self.trainer is None:
+            return 0
         total = self.trainer.fit_loop.epoch_loop.batch_progress.total
         assert isinstance(total, _ProcessedTracker)
-        if self._resumed:
-            self._ahead = self._position_after(total.processed, self._resumed) - total.processed
-            self._resumed = {}
-        return total.processed + self._ahead
+        return total.processed
 
-    def _position_after(self, batches: int, state: Mapping[str, Any]) -> int:
-        """The position of a resumed run in batches of this size: the same pass, the next whole batch."""
-        position = batches + int(state.get("ahead", 0))
-        before = int(state.get("batch_size", self.batch_size))
+    def _position_after(self, position: int, before: int) -> int:
+        """A position in batches of another size, in batches of this: the same pass, the next whole batch."""
         if before == self.batch_size:
             return position
         length = _length(self.dataset("train"))
-        passes, batch = divmod(position, length // before)
+        passes, batch = divmod(position, max(1, length // before))
         return passes * (length // self.batch_size) + min(
             -(-batch * before // self.batch_size), length // self.batch_size
         )

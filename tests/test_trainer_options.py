@@ -95,6 +95,34 @@ LARGE = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/nope"],
+            "error: trainer: Early stopping conditioned on metric `val/nope` which is not available.",
+        ),
+        (
+            ["--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.monitor", "val/nope"],
+            "error: trainer: `ModelCheckpoint(monitor='val/nope')` could not find the monitored key",
+        ),
+        (
+            ["--checkpoint.monitor", "val/nope"],
+            "error: checkpoint.monitor='val/nope': not logged by validation",
+        ),
+    ],
+)
+def test_a_value_to_watch_that_does_not_exist(
+    options: list[str], said: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It shows at the first validation, and costs no more than the steps since the last save."""
+    assert fit(*options) == 2
+    line = error_line(capsys)
+    assert said in line
+    assert "val/ari" in line  # what there is
+    assert read_checkpoint(tmp_path / "runs/run/checkpoints/last.ckpt")["global_step"] == 2
+
+
 def test_there_are_such_data() -> None:
     assert len(LARGE) >= 6
 

@@ -200,7 +200,7 @@ def mistakes_in_one_line(
     told = any(isinstance(one, UserError | DataError | OSError) for one in chain)
     if told or not ours or (running and not complaint):
         raise found
-    reason = " ".join(str(innermost).split())[:300] or type(innermost).__name__
+    reason = " ".join(str(innermost).split())[:1000] or type(innermost).__name__
     raise ConfigurationError(f"{option}: {reason}") from found
 
 

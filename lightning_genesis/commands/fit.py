@@ -351,11 +351,8 @@ class ExperimentCLI(LightningCLI):
         config, run = self.config[self.subcommand], self.run_options
         torch.set_float32_matmul_precision(config.matmul_precision)
         resumes = self.subcommand == "fit" and self.checkpoint is not None
-        trainer = settle(
-            self._get(self.config_init, "trainer", default={}),
-            resumes=resumes,
-            trains=self.subcommand == "fit",
-        )
+        given = self._get(self.config_init, "trainer", default={})
+        trainer = settle(given, self.subcommand, resumes=resumes)
         callbacks: list[Callback] = [self._get(self.config_init, "pictures")]
         if self.subcommand == "fit" and not trainer["fast_dev_run"]:
             if trainer["enable_checkpointing"] is not False:

@@ -8,6 +8,7 @@ import inspect
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def main(args: Sequence[str]) -> None:
         CheckpointError: if there is no readable checkpoint.
         ConfigurationError: if an option is wrong, the model has no slots, or the prior is there already.
         DataError: if the data cannot be prepared.
+        NonFiniteError: if what was fitted is not finite.
     """
     options = _parser().parse_args(list(args))
     name = options.name or options.kind
@@ -105,7 +107,7 @@ def main(args: Sequence[str]) -> None:
     file = find_file(options.run, options.checkpoint)
     weights = Checkpoint.of(file, place, read_checkpoint(file).get("global_step", 0))
     model = model.to(device)
-    data.prepare()
+    data.prepare_data()
     console = Console(soft_wrap=True, highlight=False)
     slots, about = _slots(options, model, data, weights, place, console)
     dim, num_slots = slots["sample"].shape[2], slots["sample"].shape[1]
@@ -128,7 +130,7 @@ def main(args: Sequence[str]) -> None:
             "model": {"class": type(model).__name__, **asdict(weights)},
             "slots": about,
             "fit": {**asdict(fit), "num_scored": options.num_scored} if prior.learned else {},
-            "scores": {key: value if value == value else None for key, value in scores.items()},
+            "scores": {key: value if isfinite(value) else None for key, value in scores.items()},
             "versions": versions(),
         },
     )
@@ -139,7 +141,7 @@ def main(args: Sequence[str]) -> None:
 
 def _check(options: Namespace, name: str) -> dict[str, int]:
     """Refuses what does not fit; returns the sizes that were given."""
-    check_name(name)
+    check_name("--name", name)
     check_numbers("fit-prior", options, {"num_images": 2, "num_scored": 0})
     known = _sizes_of(PRIORS[options.kind])
     given = {size: getattr(options, size) for size in SIZES if getattr(options, size) is not None}

@@ -102,6 +102,7 @@ def main(args: Sequence[str]) -> None:
         "generation", options, {"num_images": 4, "seed": 0, "temperature": 0, "classifier_seeds": 0}
     )
     device = find_device(options.device, "generation")
+    _check_rows(options.prior)
     load = partial(
         load_with_data,
         "generation",
@@ -118,7 +119,7 @@ def main(args: Sequence[str]) -> None:
     for name in options.prior:
         attached[name] = load()[0].to(device)
         told[name] = use_prior(attached[name], options.run, name, find_file(options.run, options.checkpoint))
-    data.prepare()
+    data.prepare_data()
     dataset: Any = data.dataset("test")
     count = min(options.num_images, len(dataset) // 2)
     if count < 4:
@@ -144,6 +145,18 @@ def main(args: Sequence[str]) -> None:
         found[row] = compare(reference, gathered, tuple(options.classifier_seeds))
     console.print(_table(found, options.reference, count))
     _write(options, console, model, data, told, found, reference)
+
+
+def _check_rows(priors: Sequence[str]) -> None:
+    """Refuses priors that would take each other's row, or one of the model's own."""
+    taken = {FLOOR, RECOMBINED, OWN}
+    for name in priors:
+        row = Path(name).name
+        if row in taken:
+            raise ConfigurationError(
+                f"generation: --prior {name}: there is a row {row!r} already; rename the prior's folder"
+            )
+        taken.add(row)
 
 
 def _rows(

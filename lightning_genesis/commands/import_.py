@@ -21,6 +21,7 @@ from lightning_genesis.interop.official import find_official, import_official
 from lightning_genesis.interop.reading import read_official
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.storage.checkpoint import write_checkpoint, write_weights
+from lightning_genesis.storage.files import replacing
 
 OUTPUTS = (".ckpt", ".safetensors")
 
@@ -72,7 +73,9 @@ def main(args: Sequence[str]) -> None:
         write_weights(output, checkpoint)
     else:
         write_checkpoint(output, checkpoint)
-    config.write_text(yaml.safe_dump({"model": _model_section(official, checkpoint)}, sort_keys=False))
+    with replacing(config) as temporary:
+        section = {"model": _model_section(official, checkpoint)}
+        temporary.write_text(yaml.safe_dump(section, sort_keys=False))
     _tell(options.file, output, config, flags, checkpoint)
 
 

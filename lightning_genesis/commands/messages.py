@@ -152,8 +152,8 @@ def explain(message: str, options: Iterable[str]) -> str:
         return f"--{' and --'.join(wanted)} missing: give them, or an experiment with --config FILE"
 
     union = re.search(r"any of the Union subtypes Subtypes: \[(.+)\] Errors: .* Given value: ?(.*)$", text)
-    if union and (inner := re.search(r" - ([\w, ]+ missing) -", text)):
-        return f"{where}{inner[1]}"
+    if union and key and (inner := re.search(r" - ([\w, ]+) missing -", text)):
+        return f"{' and '.join(f'--{key[1]}.{name}' for name in inner[1].split(', '))} missing"
     if union:
         return f"{where}expected {_plain_types(union[1])}, found {union[2]!r}"
 

@@ -105,7 +105,9 @@ class Parser(LightningArgumentParser):
                 parser = next(iter(action.choices.values()))  # all subcommands take the same options
                 break
         options = [option for action in parser._actions for option in action.option_strings]
-        raise ConfigurationError(explain(message, options)) from ex
+        told = explain(message, options)
+        # of an option that is missing in a class: with its whole name, which the class's own line lacks
+        raise ConfigurationError(told) from (None if told.startswith("--") else ex)
 
 
 def place_given(arguments: Sequence[str]) -> Path | None:

@@ -17,17 +17,27 @@ HANDING_BACK = ("spawn", "fork", "notebook")
 """Ways to start ranks after which Lightning hands the weights back in a file that is no checkpoint."""
 
 
+<<<<<<< HEAD
 def settle(trainer: dict[str, Any], *, resumes: bool, trains: bool) -> dict[str, Any]:
+=======
+def settle(trainer: dict[str, Any], command: str, *, resumes: bool) -> dict[str, Any]:
+>>>>>>> t14
     """The Trainer's arguments as they are meant, its callbacks as a list.
 
     - `val_check_interval` as a share of an epoch implies a validation in every epoch.
     - `max_time` is the time of a process, see `TimeLimit`.
+<<<<<<< HEAD
     - A resumed run keeps what its finders have found: they are left out.
     - In training, where all batches have one shape, cuDNN looks for its fastest algorithms, unless
       `benchmark` or `deterministic` say otherwise.
+=======
+    - A resumed run keeps what its finders have found: they are left out, as in `validate`, `test` and
+      `predict`, which take any size of batch and give the same.
+>>>>>>> t14
 
     Args:
         trainer: as given; the classes in it are instances.
+        command: `fit`, `validate`, `test` or `predict`.
         resumes: whether training goes on from a checkpoint.
         trains: whether this is `fit`.
 
@@ -43,6 +53,7 @@ def settle(trainer: dict[str, Any], *, resumes: bool, trains: bool) -> dict[str,
     callbacks: list[Callback] = [*given] if isinstance(given, list | tuple) else [given]
     if resumes and any(isinstance(callback, FINDERS) for callback in callbacks):
         rank_zero_info("note: the run goes on with what its finders found; they are not run again")
+    if resumes or command != "fit":
         callbacks = [callback for callback in callbacks if not isinstance(callback, FINDERS)]
     if trains and trainer.get("benchmark") is None and not trainer.get("deterministic"):
         trainer["benchmark"] = True

@@ -422,8 +422,8 @@ class SceneModel(PictureMethods, pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the model's name and every rank's random generators; raises as `check_state` does."""
         check_state(self.trainer, self, checkpoint)
-        checkpoint["model_class"] = type(self).__name__
-        checkpoint["random_states"] = random_states()
+        states = self._resumed_random_states or random_states()  # where a finder follows another
+        checkpoint |= {"model_class": type(self).__name__, "random_states": states}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another model; training takes up its random generators again."""

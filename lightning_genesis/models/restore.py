@@ -50,7 +50,7 @@ def make_model(
         if isinstance(value, int) and abs(value) > LARGEST and not name.endswith("_steps"):
             raise CheckpointError(f"{path}: its {name} is above {LARGEST:,}")
     try:
-        with torch.device("meta"), _few_tensors(len(checkpoint["state_dict"])):
+        with torch.device("meta"), few_tensors(len(checkpoint["state_dict"])):
             sketch = kind(**arguments)
         check_model(checkpoint, sketch, path)
         _check_memory(sketch, weights_of(checkpoint))
@@ -64,8 +64,8 @@ def make_model(
 
 
 @contextmanager
-def _few_tensors(count: int) -> Iterator[None]:
-    """Ends the making of a model that has far more parameters than a checkpoint: it might never end."""
+def few_tensors(count: int) -> Iterator[None]:
+    """Ends the making of a module that has far more parameters than a checkpoint: it might never end."""
     made = 0
 
     def count_one(module: nn.Module, name: str, value: Tensor | None) -> None:

@@ -10,6 +10,7 @@ RUN/priors/
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.errors import CheckpointError, ConfigurationError, NonFiniteError
 from lightning_genesis.models import SceneModel
+from lightning_genesis.models.restore import few_tensors
 from lightning_genesis.priors import PRIORS, SetPrior, attach_prior
+<<<<<<< HEAD
 from lightning_genesis.storage.files import replacing, sha256_of, whole_folder
+=======
+from lightning_genesis.priors.encoding import MEAN, SAMPLE, SCALE
+from lightning_genesis.storage.files import replacing, whole_folder
+from lightning_genesis.storage.finite import not_finite
+>>>>>>> t14
 from lightning_genesis.storage.json_file import read_json
 
 FOLDER = "priors"
@@ -32,7 +40,17 @@ FORMAT = 1
 _LARGEST_CONFIG = 1_000_000
 
 
+<<<<<<< HEAD
 def check_name(name: str) -> None:
+=======
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_name(option: str, name: str) -> None:
+>>>>>>> t14
     """Refuses a prior's name that is no plain name of a folder.
 
     Raises:
@@ -40,7 +58,7 @@ def check_name(name: str) -> None:
     """
     if re.fullmatch(r"\w[\w.-]*", name) is None or name == SLOTS:
         raise ConfigurationError(
-            f"--name {name!r}: expected letters, digits, _, - and ., and another name than {SLOTS!r}"
+            f"{option} {name!r}: expected letters, digits, _, - and ., and another name than {SLOTS!r}"
         )
 
 
@@ -58,7 +76,14 @@ def read_slots(path: Path, about: dict[str, Any]) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             told = json.loads((file.metadata() or {}).get("about", "null"))
-        return load_file(path) if told == about else None
+        found = load_file(path) if told == about else None
+        if found is not None:
+            shapes = {(value.dtype, value.dim(), value.shape) for value in found.values()}
+            names = found.keys() == {SAMPLE} or found.keys() == {SAMPLE, MEAN, SCALE}
+            expected = (torch.float32, 3, about["num_images"])
+            if not names or [(kind, dim, shape[0]) for kind, dim, shape in shapes] != [expected]:
+                raise ValueError("its tensors are not slots")
+        return found
     except Exception as error:  # what a reader raises for rubbish is not documented
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path}: no readable slots ({reason}); remove it to encode again") from error
@@ -88,7 +113,12 @@ def write_prior(folder: Path, prior: SetPrior, about: dict[str, Any]) -> None:
 
     Raises:
         ConfigurationError: if the folder is there.
+        NonFiniteError: if the prior is not finite.
     """
+    if found := _not_finite(prior):
+        raise NonFiniteError(
+            f"{folder}: the prior is not finite ({found}), and not written; use a smaller --learning_rate"
+        )
     if folder.exists():
         raise ConfigurationError(f"{folder} is there already: give the prior another --name, or remove it")
     with whole_folder(folder) as partial:
@@ -121,7 +151,8 @@ def read_prior_config(folder: Path) -> dict[str, Any]:
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
         raise ConfigurationError(f"{path}: `format` is {found!r}, expected {FORMAT}")
-    for key, kind in {"kind": str, "settings": dict, "sha256": str, "model": dict}.items():
+    kinds = {"kind": str, "settings": dict, "sha256": str, "model": dict, "slots": dict}
+    for key, kind in kinds.items():
         if type(contents.get(key)) is not kind:
             raise ConfigurationError(f"{path}: `{key}` is {contents.get(key)!r}, expected {kind.__name__}")
     if contents["kind"] not in PRIORS:
@@ -146,17 +177,27 @@ def read_prior(folder: Path) -> SetPrior:
             f"{path}: damaged: its SHA-256 is {found[:16]}..., expected {config['sha256'][:16]!r}..."
         )
     try:
-        with torch.device("meta"):  # sizes that only a file claims take no memory
-            prior = PRIORS[config["kind"]](**config["settings"])
         weights = load_file(path)
-        expected = {name: tuple(value.shape) for name, value in prior.state_dict().items()}
-        if expected != {name: tuple(value.shape) for name, value in weights.items()}:
-            raise ValueError("names or shapes are those of other settings")
+        # sizes that only a file claims take no memory, and little time
+        with torch.device("meta"), few_tensors(len(weights)):
+            prior = PRIORS[config["kind"]](**config["settings"])
+        if _layout(prior.state_dict()) != _layout(weights):
+            raise ValueError("names, shapes or types are those of other settings")
         prior.load_state_dict(weights, assign=True)
+        if found := _not_finite(prior):
+            raise ValueError(f"not finite: {found}")
     except Exception as error:  # what a reader or a constructor raises for rubbish is not documented
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{folder}: no prior that fits its settings ({reason})") from error
     return prior.requires_grad_(False).eval()
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (value.dtype, *value.shape) for name, value in tensors.items()}
+
+
+def _not_finite(prior: SetPrior) -> str:
+    return not_finite({"state_dict": prior.state_dict()}, {name for name, _ in prior.named_buffers()})
 
 
 def use_prior(model: SceneModel, place: Path, name: str, weights: Path) -> dict[str, Any]:
@@ -177,8 +218,13 @@ def use_prior(model: SceneModel, place: Path, name: str, weights: Path) -> dict[
     """
     folder = Path(name)
     if not (folder / CONFIG).is_file():
+<<<<<<< HEAD
         check_name(name)
         folder = (place.parent if place.is_file() else place) / FOLDER / name
+=======
+        check_name("--prior", name)
+        folder = place / FOLDER / name
+>>>>>>> t14
     config = read_prior_config(folder)
     told = config["model"]
     if told.get("sha256") != (found := sha256_of(weights)):
@@ -187,5 +233,5 @@ def use_prior(model: SceneModel, place: Path, name: str, weights: Path) -> dict[
             f"{str(told.get('sha256'))[:12]}..., but {weights} has {found[:12]}...; fit it again"
         )
     attach_prior(model, read_prior(folder))
-    images = (config.get("slots") or {}).get("num_images")
+    images = config["slots"].get("num_images")
     return {"name": folder.name, "kind": config["kind"], "sha256": config["sha256"], "num_images": images}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from pytorch_lightning.trainer.states import RunningStage
 from torch import Tensor, nn
 
 from data_modules.base import SceneDataModule, Split, StorePlan
@@ -182,6 +183,35 @@ def test_resumes_from_a_checkpoint_of_an_epochs_end(tmp_path: Path) -> None:
     fit(toy(tmp_path), tmp_path, 15, callbacks=at_end)
     resumed = fit(toy(tmp_path), tmp_path / "after", 25, tmp_path / "end" / "epoch=0.ckpt")
     assert resumed.seen == whole.seen[10:]
+
+
+def resuming(root: Path, batch_size: int) -> Toy:
+    """A prepared module of a Trainer that is about to resume."""
+    data = toy(root, batch_size=batch_size)
+    data.prepare()
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.trainer.state.stage = RunningStage.TRAINING
+    return data
+
+
+@pytest.mark.parametrize(
+    "place", [{"batches": "7"}, {"batches": -1}, {"batch_size": 0}, {"ahead": 1.5}, {"batches": None}]
+)
+def test_a_place_among_the_images_that_is_none(tmp_path: Path, place: dict[str, Any]) -> None:
+    data = resuming(tmp_path, 4)
+    data.load_state_dict({**data.state_dict(), "batches": 25})
+    with pytest.raises(DataError, match="the checkpoint's place among the images is"):
+        data.load_state_dict({**data.state_dict(), **place})
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "place"), [(4, 2 * 10 + 5), (2, 2 * 21 + 10), (8, 2 * 5 + 3), (43, 2 + 1)]
+)
+def test_a_place_in_batches_of_another_size(tmp_path: Path, batch_size: int, place: int) -> None:
+    """After 25 batches of 4, ten a pass: two passes and 20 images. It goes on with the next whole batch."""
+    data = resuming(tmp_path, batch_size)
+    data.load_state_dict({"images": None, "batch_size": 4, "batches": 25, "ahead": 0})
+    assert 25 + data.state_dict()["ahead"] == place
 
 
 def test_a_resumed_run_with_another_order_warns(tmp_path: Path) -> None:

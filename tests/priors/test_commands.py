@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from data_modules import MultiDSprites
 from lightning_genesis.cli import main
-from lightning_genesis.errors import CheckpointError, ConfigurationError
+from lightning_genesis.errors import CheckpointError, ConfigurationError, NonFiniteError
 from lightning_genesis.evaluation.prior_scores import score_prior
 from lightning_genesis.figures.walk import random_walk
 from lightning_genesis.models import SRI, VAE, EfficientMORL, Genesis, GenesisV2, MONet, SlotAttention
 from lightning_genesis.priors import PRIORS, StandardNormal, attach_prior
 from lightning_genesis.priors.encoding import encode_slots
-from lightning_genesis.runs.priors import read_prior
+from lightning_genesis.runs.priors import read_prior, read_slots, sha256_of, write_prior, write_slots
 from lightning_genesis.runs.results import read_results
 from lightning_genesis.scene import IndexedNoise
 from tests.test_sampling import error_line, make_run, small
@@ -188,15 +188,56 @@ def test_damaged_and_foreign_files_are_refused(folder: Path) -> None:
     for change, kind, told in (
         ({"kind": "os.system"}, ConfigurationError, "`kind` is 'os.system'"),
         ({"format": 2}, ConfigurationError, "`format` is 2, expected 1"),
-        ({"settings": {**config["settings"], "width": 16}}, CheckpointError, "names or shapes"),
+        ({"settings": {**config["settings"], "width": 16}}, CheckpointError, "names, shapes or types"),
         ({"settings": {**config["settings"], "width": 10**9}}, CheckpointError, "width=1000000000"),
+        ({"settings": {**config["settings"], "num_layers": 4096}}, CheckpointError, "far more than the"),
         ({"settings": {**config["settings"], "run": 1}}, CheckpointError, "run"),
+        ({"slots": [12]}, ConfigurationError, r"`slots` is \[12\], expected dict"),
     ):
         (place / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(kind, match=told):
             read_prior(place)
+    tensors = load_file(place / "prior.safetensors")
+    for spoilt, told in ((torch.double, "names, shapes or types"), (torch.nan, "not finite: shift")):
+        shift = tensors["shift"]
+        shift = shift.to(spoilt) if isinstance(spoilt, torch.dtype) else torch.full_like(shift, spoilt)
+        save_file({**tensors, "shift": shift}, place / "prior.safetensors")
+        digest = sha256_of(place / "prior.safetensors")
+        (place / "config.json").write_text(json.dumps({**config, "sha256": digest}))
+        with pytest.raises(CheckpointError, match=told):
+            read_prior(place)
+    (place / "prior.safetensors").write_bytes(weights)
     (place / "config.json").write_text(text)
     assert type(read_prior(place)) is PRIORS["set_flow"]
+    # slots that say they are of this split, and are something else
+    slots = Path("run/priors/slots/train-12.safetensors")
+    for tensors in ({"sample": torch.zeros(12, 3)}, {"mean": torch.zeros(12, 3, 8)}, {}):
+        write_slots(slots, tensors, config["slots"])
+        with pytest.raises(CheckpointError, match="no readable slots"):
+            read_slots(slots, config["slots"])
+
+
+def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    prior = StandardNormal(8, 3)
+    prior.scale[3] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"the prior is not finite \(scale\), and not written"):
+        write_prior(tmp_path / "priors/standard", prior, {})
+    assert not [*tmp_path.iterdir()]
+
+
+def test_rows_of_one_name_are_refused(capsys: Any) -> None:
+    for names, row in ((["a/flow", "b/flow"], "flow"), (["priors/own"], "own")):
+        assert main(["generation", "run", "--prior", *names]) == 2
+        assert f"--prior {names[-1]}: there is a row {row!r} already" in error_line(capsys)
+
+
+def test_nothing_is_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    make_run(Path("run"), "best", data=SECTION)
+    monkeypatch.setattr(MultiDSprites, "prepares_on_fit", False)
+    for command in (["fit-prior", "run", *QUICK], ["generation", "run"]):
+        assert main([*command, "--root", "nowhere"]) == 2
+        assert "run `lightning-genesis prepare multi_dsprites --root nowhere" in error_line(capsys)
+    assert not Path("nowhere").exists()
 
 
 def test_a_test_draws_from_the_prior_and_says_so(

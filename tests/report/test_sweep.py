@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -330,6 +331,14 @@ def test_a_damaged_state_is_no_state(run: Run, state: str) -> None:
     (folder / "sweep.json").write_text(state)
     assert run("--seeds", "0") == 0
     assert stages() == [("fit", 0), ("test", 0)]
+
+
+def test_a_copied_run_is_not_finished_under_another_seed(run: Run) -> None:
+    assert run("--seeds", "0") == 0
+    shutil.copytree("runs/my_experiment-seed0", "runs/my_experiment-seed1")
+    calls()
+    assert run("--seeds", "0,1") == 0
+    assert stages() == [("fit", 1), ("test", 1)]
 
 
 # ---------------------------------------------------------------- mistakes
