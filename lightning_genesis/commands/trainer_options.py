@@ -16,6 +16,11 @@ FINDERS = (LearningRateFinder, BatchSizeFinder)
 HANDING_BACK = ("spawn", "fork", "notebook")
 """Ways to start ranks after which Lightning hands the weights back in a file that is no checkpoint."""
 
+STEP_HOOKS = (  # of a callback
+    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad"),
+    *("on_before_backward", "on_after_backward", "on_before_optimizer_step"),
+)
+
 
 def settle(trainer: dict[str, Any], *, resumes: bool, trains: bool) -> dict[str, Any]:
     """The Trainer's arguments as they are meant, its callbacks as a list.
@@ -82,6 +87,18 @@ def take_up_batch_size(
     found = state.get("batch_size") if isinstance(state, Mapping) else None
     if type(found) is int and found > 0 and options.get(key) == saved:
         data.batch_size = found
+
+
+def without_empty_hooks(callbacks: Sequence[Callback]) -> None:
+    """Takes from callbacks the hooks of a step that they do not have.
+
+    Lightning calls each of them in every step, with a context around it, where it is callable: some sixty
+    calls that do nothing.
+    """
+    for callback in callbacks:
+        for name in STEP_HOOKS:
+            if getattr(type(callback), name) is getattr(Callback, name):
+                setattr(callback, name, None)
 
 
 def _check_strategy(strategy: Any) -> None:
