@@ -19,7 +19,7 @@ from lightning_genesis.callbacks import checkpoints
 from lightning_genesis.callbacks.checkpoints import CheckpointOptions, RunCheckpoints
 from lightning_genesis.commands.options import trainer_defaults
 from lightning_genesis.commands.quiet import quieten
-from lightning_genesis.commands.trainer_options import settle
+from lightning_genesis.commands.trainer_options import STEP_HOOKS, settle, without_empty_hooks
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.parallel import not_in_every_forward, send_buffers
 from tests.ranks.tiny import NAMES, tiny
@@ -72,6 +72,31 @@ def test_lightnings_advice_on_an_option_of_ours_is_not_shown() -> None:
             bool(logger.filter(make("", 20, "", 0, text, (), None))) for text in (advice, "GPU available")
         ]
         assert shown == [False, True]
+
+
+class Once(pl.Callback):
+    """Has one hook of a step."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.calls += 1
+
+
+class Inherits(Once):
+    """Has it from another."""
+
+
+def test_hooks_that_do_nothing_are_not_called(sprites: Any) -> None:
+    callbacks = [Once(), Inherits(), pl.Callback()]
+    without_empty_hooks(callbacks)
+    for callback in callbacks[:2]:
+        assert [name for name in STEP_HOOKS if callable(getattr(callback, name))] == ["on_train_batch_end"]
+    assert not any(callable(getattr(callbacks[2], name)) for name in STEP_HOOKS)
+    assert callable(callbacks[2].on_train_start)
+    fit(models.VAE(1, 32, latent_dim=2), sprites(), 2, callbacks)
+    assert [callback.calls for callback in callbacks[:2]] == [2, 2]  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -135,8 +160,11 @@ def sprites(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-def fit(model: SceneModel, data: MultiDSprites, steps: int = 5) -> None:
+def fit(
+    model: SceneModel, data: MultiDSprites, steps: int = 5, callbacks: list[pl.Callback] | None = None
+) -> None:
     trainer = pl.Trainer(
+        callbacks=callbacks,
         accelerator="cpu",
         max_steps=steps,
         max_epochs=-1,
@@ -224,6 +252,30 @@ def test_running_means_go_to_all_before_an_evaluation(
     sent.clear()
     send_buffers(model, model)  # one process without a wrapper
     assert not sent
+
+
+def rank_with_means_of_its_own(rank: int, model: SceneModel, meeting: str) -> None:
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    for value in means_of(model):
+        value.fill_(5.0 - rank)
+    wrapper = DistributedDataParallel(model)
+    assert all((value == 5.0 - rank).all() for value in means_of(model))
+    send_buffers(model, wrapper)
+    assert all((value == 5.0).all() for value in means_of(model))
+    dist.destroy_process_group()
+
+
+def means_of(model: SceneModel) -> list[torch.Tensor]:
+    return [value for name, value in model.named_buffers() if name.endswith("running_mean")]
+
+
+def test_two_ranks_have_the_running_means_of_the_first(tmp_path: Path) -> None:
+    model = models.Genesis(3, 32, mask_dim=8, component_dim=8, norm="batch")
+    assert means_of(model)
+    # forked: what is imported already need not be imported twice more
+    torch.multiprocessing.start_processes(
+        rank_with_means_of_its_own, (model, f"file://{tmp_path / 'ranks'}"), nprocs=2, start_method="fork"
+    )
 
 
 def test_a_buffer_of_ones_own_is_sent_as_ever(process_group: Any) -> None:

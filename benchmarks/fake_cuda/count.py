@@ -1,4 +1,6 @@
-"""Counts what a training step asks of a GPU, on tensors without data: no GPU is needed, no time is measured.
+"""Counts what a training step asks of a GPU, or a test batch and sampling, on tensors without data.
+
+No GPU is needed, and no time is measured.
 
 Forward, terms, objective, gate, backward, GECO and fused Adam of every model, in float32 and under bfloat16
 autocast: kernels, bytes that they read and write (no fusion, no cache), operations of convolutions and
@@ -76,6 +78,28 @@ def count(make: Callable[[int, int], SceneModel], arguments: argparse.Namespace,
     return asked
 
 
+def evaluate(make: Callable[..., SceneModel], arguments: argparse.Namespace) -> dict[str, Asked]:
+    """Counts of a test batch, scores and all, and of sampling as many images, under bfloat16 autocast."""
+    model = make(arguments.num_slots, arguments.image_size)
+    at_step_0(model)
+    found: dict[str, Asked] = {}
+    with fake_cuda(), torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        put_on(model, "cuda").eval()
+        size, indices = arguments.image_size, range(arguments.batch_size)
+        batch = {
+            "image": torch.rand(len(indices), 3, size, size, device="cuda"),
+            "segmentation": torch.zeros(len(indices), size, size, dtype=torch.uint8, device="cuda"),
+            "index": indices,
+        }
+        for _ in range(2):  # the first batch sets things up
+            with Asked() as found["test"], device_there():
+                model.test_step(batch, 0)
+        if type(model).sample is not SceneModel.sample:
+            with Asked() as found["sample"]:
+                model.sample(len(indices))
+    return found
+
+
 def main() -> None:
     """Counts and prints a line for every model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -84,11 +108,22 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--kernels", action="store_true", help="list the most frequent kernels too")
+    parser.add_argument("--evaluation", action="store_true", help="a test batch and sampling instead")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.cuda.Event = Event  # type: ignore[assignment,misc]
     clip_grad._has_foreach_support = lambda *_: True  # type: ignore[attr-defined]
+    if arguments.evaluation:
+        print("| model | kernels of a test batch | GB | copies to host | of sampling | GB |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for name in arguments.models or MODELS:
+            cells = [name]
+            for what, asked in evaluate(MODELS[name], arguments).items():
+                cells += [str(sum(asked.kernels.values())), f"{asked.bytes / 1e9:.2f}"]
+                cells += [str(sum(asked.to_host.values()))] if what == "test" else []
+            print(f"| {' | '.join(cells)} |", flush=True)
+        return
     print("| model | kernels float32 | bfloat16 | GB float32 | bfloat16 | GFLOP | copies to host, device |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.models or MODELS:

@@ -3,21 +3,24 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.all_models import MODELS, Batches, trainer_on
 from benchmarks.gpu_check.part import Outcome, Report
 from benchmarks.train_step import Clock, quiet
 
 LOOKED_AT = ("GENESIS-V2", "GENESIS")
+SMALL = ("BD-VAE",)
+"""On a CPU, which has no CUDA graphs: only that all is called as it should be, by a backend that is quick."""
 
 
 def main(report: Report) -> None:
     quiet()
-    for name in [
-        name
-        for name in (LOOKED_AT[:1] if report.tiny else LOOKED_AT)
-        if not report.models or name in report.models
-    ]:
+    chosen = [name for name in LOOKED_AT if not report.models or name in report.models]
+    if report.tiny:
+        compile_module = nn.Module.compile
+        nn.Module.compile = lambda module, mode: compile_module(module, backend="eager")  # type: ignore
+    for name in SMALL if report.tiny else chosen:
         report.item(name, lambda name=name: train(report, name), needs=15.0)
 
 
@@ -38,4 +41,5 @@ def train(report: Report, name: str) -> Outcome:
         losses.append(float(tested[0]["test/mse"]))
         seconds.append(min(clock.seconds))
     off = abs(losses[0] - losses[1]) / losses[0]
-    return Outcome({"ms eager": seconds[0] * 1e3, "ms": seconds[1] * 1e3, "mse off": off}, off < 0.1)
+    note = "backend eager: a CPU has no CUDA graphs" if report.tiny else ""
+    return Outcome({"ms eager": seconds[0] * 1e3, "ms": seconds[1] * 1e3, "mse off": off}, off < 0.1, note)

@@ -37,16 +37,13 @@ def main(report: Report) -> None:
     chosen = report.models or MODELS
     names = [name for name in FIRST if name in chosen] + [name for name in chosen if name not in FIRST]
     half, single = Variant("bfloat16", bfloat16=True), Variant("float32")
-    items = [
-        (name, variant, 3.0) for name in names for variant in ([single] if report.tiny else [half, single])
-    ]
-    items += [(name, Variant("float32, exact", exact=True), 3.0) for name in names if not report.tiny]
-    # compiling takes tens of seconds a model: what matters most first, and after the two that matter most
-    best = (
-        Variant("compiled", compile="default")
-        if report.tiny
-        else Variant("compiled, bfloat16", True, "default")
-    )
-    compiled = [(name, best, 20.0) for name in (COMPILED[:1] if report.tiny else COMPILED) if name in names]
+    eager = [single] if report.tiny else [half, single]
+    items = [(name, variant, 3.0) for name in names for variant in eager]
+    compiled: list[tuple[str, Variant, float]] = []
+    if not report.tiny:
+        items += [(name, Variant("float32, exact", exact=True), 3.0) for name in names]
+        # compiling takes tens of seconds a model: what matters most first, and after the two that matter most
+        best = Variant("compiled, bfloat16", bfloat16=True, compile="default")
+        compiled = [(name, best, 20.0) for name in COMPILED if name in names]
     for name, variant, needs in [*items[:4], *compiled[:1], *items[4:], *compiled[1:]]:
         report.item(f"{name}, {variant.name}", lambda n=name, v=variant: look(n, v), needs)

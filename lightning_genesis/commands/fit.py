@@ -35,6 +35,7 @@ from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
 from lightning_genesis.callbacks.structure import StructureCallback
 from lightning_genesis.callbacks.terminal import RunBar, ValidationLine
 from lightning_genesis.classes import importable_from_here
+from lightning_genesis.commands import trainer_options
 from lightning_genesis.commands.checks import (
     check_applies,
     check_values,
@@ -56,7 +57,6 @@ from lightning_genesis.commands.options import (
 )
 from lightning_genesis.commands.quiet import quieten
 from lightning_genesis.commands.screen import closing, say_opening, show_scores
-from lightning_genesis.commands.trainer_options import settle, settle_output, take_up_batch_size
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
 from lightning_genesis.models import SceneModel
@@ -190,7 +190,7 @@ class ExperimentCLI(LightningCLI):
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         refuse_linked_values(config.model)
-        settle_output(config, self.arguments)
+        trainer_options.settle_output(config, self.arguments)
         self._set_up_run(config)
         if self._trains(config):
             self._held.enter_context(writing(self.run_options.folder))
@@ -317,7 +317,7 @@ class ExperimentCLI(LightningCLI):
         if self.subcommand == "fit":
             check_optimizer_state(checkpoint, self.model, path)
             self.identity.resume(checkpoint, names_of(config.change), path)
-            take_up_batch_size(self.datamodule, checkpoint, self.identity.options)
+            trainer_options.take_up_batch_size(self.datamodule, checkpoint, self.identity.options)
             if "run_options" in checkpoint:
                 return
         saved = checkpoint["hyper_parameters"]
@@ -352,7 +352,7 @@ class ExperimentCLI(LightningCLI):
         torch.set_float32_matmul_precision(config.matmul_precision)
         resumes = self.subcommand == "fit" and self.checkpoint is not None
         given = self._get(self.config_init, "trainer", default={})
-        trainer = settle(given, self.subcommand, resumes=resumes)
+        trainer = trainer_options.settle(given, self.subcommand, resumes=resumes)
         callbacks: list[Callback] = [self._get(self.config_init, "pictures")]
         if self.subcommand == "fit" and not trainer["fast_dev_run"]:
             if trainer["enable_checkpointing"] is not False:
@@ -367,6 +367,7 @@ class ExperimentCLI(LightningCLI):
             callbacks += self._evaluation_callbacks(config)
         if trainer["enable_progress_bar"] is not False:
             callbacks.append(RunBar())
+        trainer_options.without_empty_hooks([*trainer["callbacks"], *callbacks])
         trainer["default_root_dir"] = str(run.folder)
         given = trainer["plugins"] if isinstance(trainer["plugins"], list) else [trainer["plugins"]]
         trainer["plugins"] = [*(plugin for plugin in given if plugin is not None), DurableCheckpointIO()]

@@ -180,15 +180,16 @@ class Sweep:
     # ---------------------------------------------------------------- what is finished
 
     def _finished(self, run: Run) -> list[str]:
-        """Stages that were finished with this configuration."""
+        """Stages that were finished with this configuration and seed."""
         state = read_state(run.folder)
-        if state is None or state.config_sha256 != run.digest:
+        if state is None or (state.config_sha256, state.seed) != (run.digest, run.seed):
             return []  # nothing is known, so nothing is finished: `fit` goes on from its checkpoint
         finished = list(state.finished)
         return finished if finished == list(STAGES[: len(finished)]) else []
 
     def _write_state(self, run: Run, finished: Sequence[str]) -> None:
-        write_state(run.folder, SweepState(run.digest, finished, self.name, dict(run.point.values)))
+        values = dict(run.point.values)
+        write_state(run.folder, SweepState(run.digest, finished, self.name, run.seed, values))
 
     # ---------------------------------------------------------------- signals
 

@@ -16,30 +16,26 @@ FINDERS = (LearningRateFinder, BatchSizeFinder)
 HANDING_BACK = ("spawn", "fork", "notebook")
 """Ways to start ranks after which Lightning hands the weights back in a file that is no checkpoint."""
 
+STEP_HOOKS = (  # of a callback
+    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad"),
+    *("on_before_backward", "on_after_backward", "on_before_optimizer_step"),
+)
 
-<<<<<<< HEAD
-def settle(trainer: dict[str, Any], *, resumes: bool, trains: bool) -> dict[str, Any]:
-=======
+
 def settle(trainer: dict[str, Any], command: str, *, resumes: bool) -> dict[str, Any]:
->>>>>>> t14
     """The Trainer's arguments as they are meant, its callbacks as a list.
 
     - `val_check_interval` as a share of an epoch implies a validation in every epoch.
     - `max_time` is the time of a process, see `TimeLimit`.
-<<<<<<< HEAD
-    - A resumed run keeps what its finders have found: they are left out.
-    - In training, where all batches have one shape, cuDNN looks for its fastest algorithms, unless
-      `benchmark` or `deterministic` say otherwise.
-=======
     - A resumed run keeps what its finders have found: they are left out, as in `validate`, `test` and
       `predict`, which take any size of batch and give the same.
->>>>>>> t14
+    - In training, where all batches have one shape, cuDNN looks for its fastest algorithms, unless
+      `benchmark` or `deterministic` say otherwise.
 
     Args:
         trainer: as given; the classes in it are instances.
         command: `fit`, `validate`, `test` or `predict`.
         resumes: whether training goes on from a checkpoint.
-        trains: whether this is `fit`.
 
     Raises:
         ConfigurationError: for a precision or a way to start ranks that does not work here.
@@ -55,7 +51,7 @@ def settle(trainer: dict[str, Any], command: str, *, resumes: bool) -> dict[str,
         rank_zero_info("note: the run goes on with what its finders found; they are not run again")
     if resumes or command != "fit":
         callbacks = [callback for callback in callbacks if not isinstance(callback, FINDERS)]
-    if trains and trainer.get("benchmark") is None and not trainer.get("deterministic"):
+    if command == "fit" and trainer.get("benchmark") is None and not trainer.get("deterministic"):
         trainer["benchmark"] = True
     limit = trainer.get("max_time")
     if limit is not None and not any(isinstance(callback, Timer) for callback in callbacks):
@@ -93,6 +89,18 @@ def take_up_batch_size(
     found = state.get("batch_size") if isinstance(state, Mapping) else None
     if type(found) is int and found > 0 and options.get(key) == saved:
         data.batch_size = found
+
+
+def without_empty_hooks(callbacks: Sequence[Callback]) -> None:
+    """Takes from callbacks the hooks of a step that they do not have.
+
+    Lightning calls each of them in every step, with a context around it, where it is callable: some sixty
+    calls that do nothing.
+    """
+    for callback in callbacks:
+        for name in STEP_HOOKS:
+            if getattr(type(callback), name) is getattr(Callback, name):
+                setattr(callback, name, None)
 
 
 def _check_strategy(strategy: Any) -> None:

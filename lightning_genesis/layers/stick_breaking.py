@@ -1,5 +1,8 @@
 """Stick breaking: every slot takes its share of what the slots before it left (MONet, Section 2.1)."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,9 +20,24 @@ def break_off(logits: Tensor, log_scope: Tensor) -> tuple[Tensor, Tensor]:
         log-mask and new log-scope, float32, each `[B, 1, H, W]`.
     """
     with full_precision(logits):
-        logits = logits.float()
-        log_mask = log_scope + F.logsigmoid(logits)
+        return _BreakOff.apply(logits.float(), log_scope)  # type: ignore[no-untyped-call]
+
+
+class _BreakOff(torch.autograd.Function):
+    """See above. Backward by hand, as the gradients of both results meet in every step of a recurrence."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, log_scope: Tensor) -> tuple[Tensor, Tensor]:
+        taken, buffer = torch.ops.aten.log_sigmoid_forward(logits)
+        ctx.save_for_backward(logits, buffer)
+        log_mask = log_scope + taken
         return log_mask, log_mask - logits  # log sigmoid(-x) = log sigmoid(x) - x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        of_mask, of_scope = gradients
+        total = of_mask + of_scope
+        return torch.ops.aten.log_sigmoid_backward(total, *ctx.saved_tensors) - of_scope, total
 
 
 def stick_breaking(logits: Tensor) -> Tensor:

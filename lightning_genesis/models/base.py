@@ -19,6 +19,7 @@ from lightning_genesis.layers.weights import cast_weights
 from lightning_genesis.metrics import Convention, bits_per_dimension, mean_squared_error
 from lightning_genesis.metrics.slot_count import slot_count_error
 from lightning_genesis.models.contract import (
+    CUDA_GRAPHS,
     check_class,
     check_compile,
     check_images,
@@ -42,8 +43,7 @@ from lightning_genesis.optimization.schedules import ScheduleName, make_schedule
 from lightning_genesis.scene import IndexedNoise, Noise, Scene, Terms
 from lightning_genesis.storage.random_state import random_states, set_random_state
 
-EVALUATION_SEED = 0
-"""Seed of the noise in validation, test and predict; the image's index does the rest."""
+EVALUATION_SEED = 0  # of the noise in validation, test and predict; the image's index does the rest
 
 
 class SceneModel(PictureMethods, pl.LightningModule):
@@ -80,11 +80,11 @@ class SceneModel(PictureMethods, pl.LightningModule):
 
     branches: tuple[str, ...] = ()
     training_reads: tuple[str, ...] = ("image", "index")  # what `training_step` gets of a batch
-    own_scores: tuple[str, ...] = ()
-    """Names of what `score_own` adds to an evaluation."""
+    own_scores: tuple[str, ...] = ()  # names of what `score_own` adds to an evaluation
     scene_dim: int | None = None
     """Size S of the scene variable; `sample` of a model that has one takes `scene_latent` `[B, S]`."""
     slots_in_order = False  # whether `decode` depends on the order of the slots, as with stick breaking
+    replays = True  # whether its forward is the same kernels every time, as CUDA graphs need
     decay_in_warmup = False  # whether the learning rate decays from step 0, not from the warm-up's end
     network: nn.Module
 
@@ -110,7 +110,7 @@ class SceneModel(PictureMethods, pl.LightningModule):
         arguments = constructor_arguments(self)
         check_class(self, self.branches)
         check_learning_rate(learning_rate)
-        check_compile(compile)
+        check_compile(compile, type(self))
         optimizer_options = effective_options(optimizer, optimizer_options)
         make_schedule(schedule, warmup_steps, decay_rate, decay_steps, final_factor)
         if isinstance(objective, Mapping):
@@ -121,20 +121,18 @@ class SceneModel(PictureMethods, pl.LightningModule):
         check_plain(arguments, type(self).__name__)
         self.save_hyperparameters(arguments, logger=False)
         self.num_slots, self.image_size = num_slots, image_size
-        self.learning_rate, self.optimizer_name = learning_rate, optimizer
-        self.compile_mode = compile
+        self.learning_rate, self.optimizer_name, self.compile_mode = learning_rate, optimizer, compile
         self._resumed_random_states: list[dict[str, Any]] = []
         self.finite: Tensor | None = None  # everything about the step is; from FiniteGate for GECOCallback
         # the step's terms for FiniteGate, which clears them: names, and the mean of each
         self.watched: tuple[tuple[str, ...], Tensor] | None = None
-        self._logged = RunningMeans()  # over the micro-batches since the last step
+        self._logged, self._contract_kept = RunningMeans(), False  # means over a step's micro-batches
         self.stop_requested = self.stop_agreed = False
         """A signal has asked this rank to stop; all ranks know of it. See `StopOnSignal`."""
         self.importance_samples = 0
         """Samples of the importance-weighted bound that `test` adds; 0 for none."""
         counted = (num_slots, num_background, metric_convention, self.own_scores)
         self.scores = nn.ModuleDict({stage: Scores(stage, *counted) for stage in ("val", "test")})
-        self._contract_kept = False
 
     # ---------------------------------------------------------------- what a model gives
 
@@ -231,6 +229,8 @@ class SceneModel(PictureMethods, pl.LightningModule):
         on_its_way = isinstance(images, dict) and self._trainer is not None
         if not on_its_way:
             check_images(images, self)
+            if self.compile_mode in CUDA_GRAPHS:  # what the last step has given out may be overwritten
+                torch.compiler.cudagraph_mark_step_begin()
         with nullcontext() if on_its_way or self.compile_mode else cast_weights(self, images):
             return super().__call__(images, *args, **kwargs)
 

@@ -13,6 +13,8 @@ from lightning_genesis.scene import Scene, Terms
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of `torch.compile`."""
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Those that record a step's kernels on a GPU and replay them."""
 LINKED = ("num_slots", "image_size", "num_background")
 """What the data know and every model takes."""
 RANGE_SLACK = 1e-3
@@ -202,14 +204,23 @@ def _shape(value: Any) -> str:
     return f"{list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def check_compile(mode: object) -> None:
-    """Refuses what is no mode of `torch.compile`.
+def check_compile(mode: object, model: Any) -> None:
+    """Refuses what is no mode of `torch.compile`, or one that a model cannot do with.
+
+    Args:
+        mode: or None.
+        model: the class.
 
     Raises:
         ConfigurationError: naming those that there are.
     """
     if mode is not None and mode not in COMPILE_MODES:
         raise ConfigurationError(f"compile={mode!r}: expected null or one of {', '.join(COMPILE_MODES)}")
+    if mode in CUDA_GRAPHS and not model.replays:
+        raise ConfigurationError(
+            f"compile={mode!r}: {model.__name__} takes gradients inside its forward, which CUDA graphs "
+            "cannot replay; use 'default'"
+        )
 
 
 def check_same_model(checkpoint: Mapping[str, Any], model: nn.Module) -> None:

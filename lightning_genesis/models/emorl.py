@@ -410,6 +410,7 @@ class EfficientMORL(SceneModel):
     """
 
     branches = ("emorl",)
+    replays = False
     default_objective = staticmethod(SoftplusGECO)
     network: EMORLNetwork
 

@@ -15,7 +15,7 @@ from lightning_genesis.models.genesis_v2 import Posterior, check_architecture
 from lightning_genesis.objectives import (
     Likelihood,
     check_likelihood,
-    sampled_gaussian_kl,
+    sampled_kl_to_standard,
     scene_nll,
 )
 from lightning_genesis.precision import full_precision
@@ -189,6 +189,4 @@ class GaussianSlotAttention(SceneModel):
 
     def _kl(self, scene: Scene) -> Tensor:
         mean, scale, sample = (scene.latents[name] for name in ("mean", "scale", "sample"))
-        return sampled_gaussian_kl(sample, mean, scale, torch.zeros_like(mean), torch.ones_like(scale)).sum(
-            dim=1
-        )
+        return sampled_kl_to_standard(sample, mean, scale)

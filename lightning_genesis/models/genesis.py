@@ -67,7 +67,7 @@ class MaskVAE(nn.Module):
         with full_precision(features):
             mean, scale = self.mean_head(features), posterior_scale(self.scale_head(features))
             draws = draw_normal(noise, (len(images), num_slots, mean.shape[1]), features)
-            slots = [(mean, scale, mean + scale * draws[:, 0])]
+            slots = [(mean, scale, torch.addcmul(mean, scale, draws[:, 0]))]
             state: tuple[Tensor, Tensor] | None = None
             weights = repeated(self.lstm, self.linear)
             for slot in range(1, num_slots):

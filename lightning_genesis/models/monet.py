@@ -20,7 +20,7 @@ from lightning_genesis.objectives import (
     gaussian_kl,
     mask_kl,
     mixture_nll,
-    sampled_gaussian_kl,
+    sampled_kl_to_standard,
 )
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
@@ -275,10 +275,9 @@ class MONet(SceneModel):
 
     def _latent_kl(self, scene: Scene, analytic: bool) -> Tensor:
         mean, scale, sample = (scene.latents[name] for name in ("mean", "scale", "sample"))
-        prior = self.prior(mean)
         if analytic:
-            return gaussian_kl(mean, scale, *prior).sum(dim=1)
-        return sampled_gaussian_kl(sample, mean, scale, *prior).sum(dim=1)
+            return gaussian_kl(mean, scale, *self.prior(mean)).sum(dim=1)
+        return sampled_kl_to_standard(sample, mean, scale)
 
 
 def _check_options(

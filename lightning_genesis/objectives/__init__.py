@@ -1,7 +1,12 @@
 """Likelihoods, divergences and the objectives that balance them."""
 
 from lightning_genesis.objectives.base import Objective
-from lightning_genesis.objectives.divergence import gaussian_kl, mask_kl, sampled_gaussian_kl
+from lightning_genesis.objectives.divergence import (
+    gaussian_kl,
+    mask_kl,
+    sampled_gaussian_kl,
+    sampled_kl_to_standard,
+)
 from lightning_genesis.objectives.fixed_beta import FixedBeta
 from lightning_genesis.objectives.geco import GECO
 from lightning_genesis.objectives.likelihood import (
@@ -27,5 +32,6 @@ __all__ = [
     "mask_kl",
     "mixture_nll",
     "sampled_gaussian_kl",
+    "sampled_kl_to_standard",
     "scene_nll",
 ]

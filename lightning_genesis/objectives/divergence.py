@@ -57,6 +57,32 @@ class _SampledKL(torch.autograd.Function):
         return of_error.sum(dim=0), of_mean, of_scale, of_prior_mean, of_prior_scale
 
 
+def sampled_kl_to_standard(sample: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """`sampled_gaussian_kl` to a standard normal, summed over slots too, `[B]` of `[B, K, D]` each."""
+    with full_precision(sample):
+        return _StandardKL.apply(*_at_least_float32(sample, mean, scale))  # type: ignore[no-untyped-call]
+
+
+class _StandardKL(torch.autograd.Function):
+    """See above."""
+
+    @staticmethod
+    def forward(ctx: Any, sample: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        error = (sample - mean) / scale
+        ctx.save_for_backward(sample, error, scale)
+        negative = torch.addcmul(scale.log(), error, error, value=0.5)
+        return torch.addcmul(negative, sample, sample, value=-0.5).sum(dim=(1, 2)).neg()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        sample, error, scale = ctx.saved_tensors
+        gradient = gradients[0][:, None, None]
+        per_scale = gradient.neg() / scale
+        against_mean = per_scale * error
+        of_scale = torch.addcmul(per_scale, against_mean, error, value=-1.0)
+        return torch.addcmul(against_mean, gradient, sample), against_mean.neg(), of_scale
+
+
 def gaussian_kl(mean: Tensor, scale: Tensor, prior_mean: Tensor, prior_scale: Tensor) -> Tensor:
     """`KL(q || p)` of diagonal Gaussians in closed form, summed over the last axis; see above for shapes."""
     with full_precision(mean):
@@ -98,9 +124,34 @@ def mask_kl(attention_log_masks: Tensor, log_masks: Tensor) -> Tensor:
     """
     with full_precision(log_masks):
         both = torch.stack([attention_log_masks.float(), log_masks.float()])
-        # clamps whose backward is one kernel
-        masks = F.hardtanh(both.exp(), 1e-5, torch.inf)
-        masks = masks / masks.sum(dim=2, keepdim=True)
+        return _MaskKL.apply(both)  # type: ignore[no-untyped-call]
+
+
+class _MaskKL(torch.autograd.Function):
+    """See above. Backward by hand, as autograd takes half as many kernels again, on large tensors."""
+
+    LEAST = 1e-5
+
+    @staticmethod
+    def forward(ctx: Any, log_masks: Tensor) -> Tensor:
+        before = log_masks.exp()
+        cut = F.hardtanh(before, _MaskKL.LEAST, torch.inf)
+        total = cut.sum(dim=2, keepdim=True)
+        masks = cut / total
         epsilon = torch.finfo(masks.dtype).eps
-        log_q, log_p = F.hardtanh(masks, epsilon, 1.0 - epsilon).log().unbind()
-        return (masks[0] * (log_q - log_p)).sum(dim=(1, 2, 3, 4))
+        logs = F.hardtanh(masks, epsilon, 1.0 - epsilon).log()
+        difference = logs[0] - logs[1]
+        ctx.save_for_backward(before, total, masks, difference)
+        return (masks[0] * difference).sum(dim=(1, 2, 3, 4))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        before, total, masks, difference = ctx.saved_tensors
+        epsilon = torch.finfo(masks.dtype).eps
+        # with the masks within the second cut, outside of which the gradient is 0, the cut mask is the mask
+        ratio = torch.ops.aten.hardtanh_backward(masks[0] / masks, masks, epsilon, 1.0 - epsilon)
+        ratio[0].add_(difference)
+        ratio[1].neg_()
+        mean = (ratio * masks).sum(dim=2, keepdim=True)
+        of_cut = (ratio - mean) * (gradients[0][:, None, None, None, None] / total)
+        return torch.ops.aten.hardtanh_backward(of_cut, before, _MaskKL.LEAST, torch.inf) * before

@@ -23,13 +23,9 @@ from lightning_genesis.errors import CheckpointError, ConfigurationError, NonFin
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.restore import few_tensors
 from lightning_genesis.priors import PRIORS, SetPrior, attach_prior
-<<<<<<< HEAD
-from lightning_genesis.storage.files import replacing, sha256_of, whole_folder
-=======
 from lightning_genesis.priors.encoding import MEAN, SAMPLE, SCALE
-from lightning_genesis.storage.files import replacing, whole_folder
+from lightning_genesis.storage.files import replacing, sha256_of, whole_folder
 from lightning_genesis.storage.finite import not_finite
->>>>>>> t14
 from lightning_genesis.storage.json_file import read_json
 
 FOLDER = "priors"
@@ -40,17 +36,7 @@ FORMAT = 1
 _LARGEST_CONFIG = 1_000_000
 
 
-<<<<<<< HEAD
-def check_name(name: str) -> None:
-=======
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_name(option: str, name: str) -> None:
->>>>>>> t14
     """Refuses a prior's name that is no plain name of a folder.
 
     Raises:
@@ -218,13 +204,8 @@ def use_prior(model: SceneModel, place: Path, name: str, weights: Path) -> dict[
     """
     folder = Path(name)
     if not (folder / CONFIG).is_file():
-<<<<<<< HEAD
-        check_name(name)
-        folder = (place.parent if place.is_file() else place) / FOLDER / name
-=======
         check_name("--prior", name)
-        folder = place / FOLDER / name
->>>>>>> t14
+        folder = (place.parent if place.is_file() else place) / FOLDER / name
     config = read_prior_config(folder)
     told = config["model"]
     if told.get("sha256") != (found := sha256_of(weights)):

@@ -23,6 +23,8 @@ class SweepState:
     """Stages, in their order."""
     sweep: str = ""
     """Name of the sweep."""
+    seed: int | None = None
+    """Of the run: its folder may be a copy of another's."""
     values: Mapping[str, str] = field(default_factory=dict)
     """Swept options to values, as on a command line; empty where the sweep is over seeds alone."""
 
@@ -40,7 +42,9 @@ def read_state(folder: Path) -> SweepState | None:
         return None
     if not all(isinstance(text, str) for text in (*finished, *values, *values.values())):
         return None
-    return SweepState(content["config_sha256"], finished, sweep, values)
+    seed = content.get("seed")
+    seed = seed if type(seed) is int else None
+    return SweepState(content["config_sha256"], finished, sweep, seed, values)
 
 
 def write_state(folder: Path, state: SweepState) -> None:

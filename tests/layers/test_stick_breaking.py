@@ -35,12 +35,20 @@ def test_masks_sum_to_one_and_stay_finite(scale: float) -> None:
 
 
 def test_one_step_after_the_other_is_the_same() -> None:
-    logits = logits_of(5)
+    """Its gradients too, of which one is written by hand."""
+    logits = logits_of(5).requires_grad_()
     log_scope, log_masks = torch.zeros(2, 1, 3, 4), []
     for k in range(4):
         log_mask, log_scope = break_off(logits[:, k], log_scope)
         log_masks.append(log_mask)
-    torch.testing.assert_close(torch.stack([*log_masks, log_scope], dim=1), stick_breaking(logits))
+    one_by_one = torch.stack([*log_masks, log_scope], dim=1)
+    torch.testing.assert_close(one_by_one, stick_breaking(logits))
+    weights = torch.randn(one_by_one.shape, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        torch.autograd.grad((value * weights).sum(), logits)[0]
+        for value in (one_by_one, stick_breaking(logits))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_gradient() -> None:

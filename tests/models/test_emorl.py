@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.counting import Counts, count_operations
 from lightning_genesis.cli import main
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.models import EfficientMORL, SceneModel
+from lightning_genesis.models import SRI, EfficientMORL, SceneModel
 from lightning_genesis.models.emorl import PRIORS, Hierarchy
 from lightning_genesis.objectives import GECO, FixedBeta, SoftplusGECO
 from lightning_genesis.scene import IndexedNoise, Scene
@@ -557,6 +557,16 @@ def test_compiled_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append((loss, gradient, evaluated))
     assert modes == ["default"] * 2
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_graphs_cannot_replay_a_gradient_inside(mode: str) -> None:
+    line = rf"compile='{mode}': EfficientMORL takes gradients inside its forward, .*; use 'default'$"
+    with pytest.raises(ConfigurationError, match=line):
+        small_model(compile=mode)
+    with pytest.raises(ConfigurationError, match=line):
+        SRI(3, 32, encoder="emorl", compile=mode)
+    assert small_model(compile="max-autotune-no-cudagraphs").compile_mode
 
 
 def count_step(model: EfficientMORL, batch_size: int = 2) -> Counts:

@@ -1,6 +1,11 @@
 """Every model on a GPU that is not there: one device throughout, nothing read, little copied."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +79,21 @@ def test_evaluation_and_sampling(name: str) -> None:
                 found.append(model.sample(3, temperature=0.5, noise=IndexedNoise(2, range(3))).components)
         assert {value.device.type for value in found} == {"cuda"}
     assert not asked.to_host
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler builds what autograd asks a driver for")
+@pytest.mark.parametrize("options", [[], ["--evaluation"]])
+def test_gradients_too_where_a_driver_is_imitated(options: list[str], tmp_path: Path) -> None:
+    """EfficientMORL, which takes a gradient inside its forward; training has a backward here."""
+    root = Path(__file__).parents[2]
+    command = [str(root / "benchmarks" / "fake_cuda" / "run"), "EMORL", *options]
+    sizes = ["--num-slots", "3", "--image-size", "32", "--batch-size", "2"]
+    environment = {**os.environ, "PY": sys.executable, "FAKE_CUDA": str(tmp_path)}
+    result = subprocess.run([*command, *sizes], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    cells = [cell.strip() for cell in result.stdout.splitlines()[-1].strip("|").split("|")]
+    assert cells[0] == "EMORL"
+    assert int(cells[1]) > 100
+    if not options:
+        assert cells[-1] == "1, 0"  # the gate's report goes to the host, without a wait

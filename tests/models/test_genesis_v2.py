@@ -314,6 +314,16 @@ def test_encoder_to_decoder_is_one_graph(backend: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("mode", "marks"), [("reduce-overhead", 1), ("default", 0), (None, 0)])
+def test_graphs_are_told_where_a_step_begins(
+    mode: str | None, marks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[None] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: found.append(None))
+    small_model(compile=mode)(batch_of(2))
+    assert len(found) == marks
+
+
 @pytest.mark.slow
 def test_compiled_model_has_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config as inductor

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from lightning_genesis.objectives import gaussian_kl, mask_kl, sampled_gaussian_kl
+from lightning_genesis.objectives import gaussian_kl, mask_kl, sampled_gaussian_kl, sampled_kl_to_standard
 
 
 def gaussians() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -38,6 +38,39 @@ def test_closed_form_by_hand() -> None:
     """KL(N(1, 2) || N(0, 1)) = ½ (4 + 1 - 1 - ln 4)."""
     one, two = torch.ones(1), torch.full((1,), 2.0)
     assert gaussian_kl(one, two, 0 * one, one).item() == pytest.approx(0.5 * (4.0 - 1.3862944))
+
+
+def test_sampled_to_standard() -> None:
+    """Values of the general one, and gradients by finite differences."""
+    arguments = [x.double().requires_grad_() for x in gaussians()[:3]]
+    mean = arguments[1]
+    expected = sampled_gaussian_kl(*arguments, torch.zeros_like(mean), torch.ones_like(mean)).sum(dim=1)
+    torch.testing.assert_close(sampled_kl_to_standard(*arguments), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(sampled_kl_to_standard, arguments)
+
+
+def test_mask_gradients_by_finite_differences() -> None:
+    """Some masks are below the cut."""
+    generator = torch.Generator().manual_seed(1)
+    logits = [4.0 * torch.randn(2, 4, 1, 3, 3, generator=generator).double() for _ in range(2)]
+    assert min(float(x.log_softmax(dim=1).min()) for x in logits) < -11.6
+
+    def value(q: Tensor, p: Tensor) -> Tensor:
+        return mask_kl(q.log_softmax(dim=1), p.log_softmax(dim=1))
+
+    # mask_kl is computed in float32: a step that is large against its rounding
+    leaves = [x.requires_grad_() for x in logits]
+    found = torch.autograd.grad(value(*leaves).sum(), leaves)
+    for leaf, gradient in zip(leaves, found, strict=True):
+        direction = torch.randn(leaf.shape, generator=generator).double()
+        with torch.no_grad():
+            ends = []
+            for sign in (1, -1):
+                leaf += sign * 1e-2 * direction
+                ends.append(float(value(*leaves).double().sum()))
+                leaf -= sign * 1e-2 * direction
+        expected = (ends[0] - ends[1]) / 2e-2
+        assert float((gradient * direction).sum()) == pytest.approx(expected, rel=5e-3)
 
 
 @pytest.mark.parametrize("position", range(5))

@@ -27,7 +27,7 @@ def swept_runs(root: Path, options: dict[str, str] | None = None, **fields: obje
             experiment = f"genesisv2_objectsroom-{name}"
             folder = make_run(root, experiment, seed)
             add_result(folder, experiment, seed, {"ari_fg": score}, dataset="objects_room", **fields)
-            write_state(folder, SweepState("0" * 64, ["fit", "test"], "genesisv2_objectsroom", values))
+            write_state(folder, SweepState("0" * 64, ["fit", "test"], "genesisv2_objectsroom", None, values))
             runs.append(read_run(folder))
     return runs
 
@@ -127,6 +127,6 @@ def test_an_interval_ends_with_the_range_of_its_score(
 def test_a_damaged_state_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "sweep.json").write_text(text)
     assert read_state(tmp_path) is None
-    state = SweepState("0", ["fit"], "s", {"model.std": "0.5"})
+    state = SweepState("0", ["fit"], "s", 3, {"model.std": "0.5"})
     write_state(tmp_path, state)
     assert read_state(tmp_path) == state
