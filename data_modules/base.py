@@ -22,7 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.disk import free_bytes, size_text
 from data_modules.on_device import DeviceDataset
-from data_modules.sampler import ResumableLoader, ShardedSampler, TrainingBatchSampler
+from data_modules.sampler import (
+    ResumableLoader,
+    ShardedSampler,
+    TrainingBatchSampler,
+    place_of,
+    position_after,
+)
 from data_modules.store import Arrays, DataError, Store
 from data_modules.store_writer import write_store
 from lightning_genesis.classes import class_path, constructor_parameters
@@ -411,16 +417,9 @@ class SceneDataModule(LightningDataModule):
                 "run its data, or start a new run from its weights with `--init_from`"
             )
         # by the count in the file: the Trainer may restore its own later, or have made its loader already
-        batches, ahead, batch_size = (
-            state_dict.get(name, default)
-            for name, default in (("batches", 0), ("ahead", 0), ("batch_size", self.batch_size))
-        )
-        if not (type(batches) is type(ahead) is type(batch_size) is int and batches >= 0 < batch_size):
-            raise DataError(
-                f"the checkpoint's place among the images is {batches!r} and {ahead!r} batches of "
-                f"{batch_size!r}, expected whole numbers; go on from another checkpoint"
-            )
-        self._ahead = self._position_after(batches + ahead, batch_size) - batches
+        batches, ahead, batch_size = place_of(state_dict, self.batch_size)
+        length = _length(self.dataset("train"))
+        self._ahead = position_after(batches + ahead, batch_size, self.batch_size, length) - batches
 
     def fingerprint(self) -> str | None:
         """Digest of the training images, without reading them all; None where there is no such thing."""
@@ -438,16 +437,6 @@ class SceneDataModule(LightningDataModule):
         total = self.trainer.fit_loop.epoch_loop.batch_progress.total
         assert isinstance(total, _ProcessedTracker)
         return total.processed
-
-    def _position_after(self, position: int, before: int) -> int:
-        """A position in batches of another size, in batches of this: the same pass, the next whole batch."""
-        if before == self.batch_size:
-            return position
-        length = _length(self.dataset("train"))
-        passes, batch = divmod(position, max(1, length // before))
-        return passes * (length // self.batch_size) + min(
-            -(-batch * before // self.batch_size), length // self.batch_size
-        )
 
     def _overfit_batches(self, num_batches: int) -> int | None:
         limit: float = getattr(self.trainer, "overfit_batches", 0.0)

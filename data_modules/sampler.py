@@ -1,6 +1,6 @@
 """Which images make which batch: the same global batches on any number of ranks, and after a resume."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -144,3 +144,38 @@ class ResumableLoader(DataLoader[Any]):
             rank_zero_warn(
                 f"the resumed run sees the training images in another order: {'; '.join(differing)}"
             )
+
+
+def place_of(state: Mapping[str, Any], batch_size: int) -> tuple[int, int, int]:
+    """Where a checkpoint stands among the images: batches, batches ahead of these, images in a batch.
+
+    Args:
+        state: of the data module, from the checkpoint.
+        batch_size: of a checkpoint that does not say it.
+
+    Raises:
+        DataError: if these are no whole numbers.
+    """
+    place = state.get("batches", 0), state.get("ahead", 0), state.get("batch_size", batch_size)
+    batches, ahead, size = place
+    if not (all(type(number) is int for number in place) and batches >= 0 < size):
+        raise DataError(
+            f"the checkpoint's place among the images is {batches!r} and {ahead!r} batches of {size!r}, "
+            "expected whole numbers; go on from another checkpoint"
+        )
+    return batches, ahead, size
+
+
+def position_after(position: int, before: int, now: int, length: int) -> int:
+    """A position in batches of another size, in batches of this: the same pass, the next whole batch.
+
+    Args:
+        position: in batches.
+        before: images in one of these.
+        now: images in a batch of the new size.
+        length: images in a pass.
+    """
+    if before == now:
+        return position
+    passes, batch = divmod(position, max(1, length // before))
+    return passes * (length // now) + min(-(-batch * before // now), length // now)
