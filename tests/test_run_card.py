@@ -44,7 +44,7 @@ def test_time_adds_up_over_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first = fit(tmp_path, monkeypatch, 0, 30.0)
     assert (first.parameters, first.trained, first.steps, first.seconds) == (8, 6, 10, 30.0)
     assert first.hardware.endswith(f"{torch.get_num_threads()} threads x 2")
-    assert first.versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(first.versions["torch"])
     assert fit(tmp_path, monkeypatch, 10, 12.5).seconds == 42.5
     assert fit(tmp_path, monkeypatch, 0, 5.0).seconds == 5.0, "a run that starts anew"
 

@@ -24,7 +24,7 @@ from lightning_genesis.commands.arguments import (
 from lightning_genesis.commands.run_figures import FIGURES, TEMPERATURES, RunFigures, draw_examples
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures.comparison import model_comparison
-from lightning_genesis.figures.drawing import resize_ids, write_picture
+from lightning_genesis.figures.drawing import resize_ids, titled, write_picture
 from lightning_genesis.figures.generation import samples_by_run
 from lightning_genesis.figures.inference import score_labels
 from lightning_genesis.runs.experiments import find_experiment
@@ -178,7 +178,9 @@ def _compare(seen: Mapping[str, _Seen], path: Path) -> None:
         return
     scores = {name: one.scores for name, one in seen.items() if one.scores}
     scenes = {name: one.scene for name, one in seen.items()}
-    write_picture(path, model_comparison(first.images, scenes, first.truth, first.num_background, scores))
+    picture = model_comparison(first.images, scenes, first.truth, first.num_background, scores)
+    said = "ARI-FG is of the decoded masks, those of the column `masks`"
+    write_picture(path, titled(said, picture) if scores else picture)
     print(path)
 
 
