@@ -152,14 +152,14 @@ def _leaving_while_it_starts() -> Iterator[None]:
 
 
 def _run(command: Command, name: str, args: Sequence[str]) -> int:
-    from data_modules.store import DataError
-    from lightning_genesis.errors import UserError
-    from lightning_genesis.storage.text import shown
-
     try:
         module = import_module(f"lightning_genesis.commands.{command.module}")
         module.main([name, *args] if command.shares_module else args)
     except Exception as error:
+        from data_modules.store import DataError  # imports torch, which not every command needs
+        from lightning_genesis.errors import UserError
+        from lightning_genesis.storage.text import shown
+
         # The parser wraps what a constructor raises; the innermost error of ours says it best.
         mendable = [cause for cause in _causes(error) if isinstance(cause, UserError | DataError)]
         on_disk = [cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in ON_DISK]

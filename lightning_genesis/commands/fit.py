@@ -29,6 +29,7 @@ from lightning_genesis.callbacks.progress import Throughput
 from lightning_genesis.callbacks.protocol import ProtocolScores
 from lightning_genesis.callbacks.results import ResultWriter
 from lightning_genesis.callbacks.rollback import Rollback, RollbackOptions
+from lightning_genesis.callbacks.run_card import RunCard
 from lightning_genesis.callbacks.run_files import ContinueLog, RunConfig
 from lightning_genesis.callbacks.run_identity import RunIdentity, changes_of
 from lightning_genesis.callbacks.stop import StopOnSignal, leaving_on_signal
@@ -360,7 +361,7 @@ class ExperimentCLI(LightningCLI):
                 callbacks += [RunCheckpoints(run.folder / "checkpoints", options), StopOnSignal()]
             rollback = RollbackOptions(**config.rollback.as_dict())
             callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput(), ValidationLine()]
-            callbacks.append(self.identity)
+            callbacks += [self.identity, RunCard(run.folder)]
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(run.folder))
         if self.subcommand == "test" and not trainer["fast_dev_run"]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from lightning_genesis.commands.arguments import CommandParser
 from lightning_genesis.errors import ConfigurationError, Incomplete, UserError
+from lightning_genesis.report.latex import to_latex
 from lightning_genesis.report.page import render_page
 from lightning_genesis.report.runs import Run, read_run
 from lightning_genesis.report.tables import make_sections
-from lightning_genesis.report.writers import to_csv, to_latex, to_markdown
+from lightning_genesis.report.writers import to_csv, to_markdown
 from lightning_genesis.storage.files import replacing
 from lightning_genesis.storage.text import shown
 

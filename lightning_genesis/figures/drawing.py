@@ -37,6 +37,9 @@ SLOT_COLOURS: tuple[tuple[int, int, int], ...] = (
     (128, 128, 128),
 )
 """Colour of each slot, the same in every picture; slots beyond these start over."""
+BACKGROUND_COLOUR, IGNORED_COLOUR = (58, 62, 68), (255, 255, 255)
+"""Of true segmentations: a neutral grey, which no slot has, and white where there is no truth."""
+IGNORED = 255
 PADDING, LINES = 2, 0.6
 """Width of the lines between cells, and their grey: visible between white cells and between black ones."""
 EMPTY = 0.5
@@ -52,7 +55,11 @@ LINE = FONT_SIZE + 4
 
 
 def reconstruction_grid(
-    images: Tensor, scene: Scene, truth: Tensor | None = None, labels: Sequence[str] = ()
+    images: Tensor,
+    scene: Scene,
+    truth: Tensor | None = None,
+    labels: Sequence[str] = (),
+    num_background: int = 1,
 ) -> Tensor:
     """One row per image: input, reconstruction, segmentation (decoded, then attention), masked components.
 
@@ -61,10 +68,11 @@ def reconstruction_grid(
         scene: of the same images.
         truth: instance ids `[B, H', W']`, shown after the reconstruction where given.
         labels: texts to the left of the rows, such as scores.
+        num_background: ids of `truth` below it are background.
     """
     columns = {"input": images, "reconstruction": scene.reconstruction}
     if truth is not None:
-        columns["truth"] = colour_slots(_resize_ids(truth, images))
+        columns["truth"] = colour_truth(resize_ids(truth, images), num_background)
     columns["masks"] = colour_slots(scene.segmentation())
     if scene.attention_log_masks is not None:
         columns["attention"] = colour_slots(scene.segmentation("attention"))
@@ -100,6 +108,17 @@ def colour_slots(ids: Tensor) -> Tensor:
     return _palette(ids.device)[ids % len(SLOT_COLOURS)].movedim(-1, -3)
 
 
+def colour_truth(ids: Tensor, num_background: int = 1) -> Tensor:
+    """True instance ids `[..., H, W]` in colours, `[..., 3, H, W]`: background grey, ignored pixels white.
+
+    The colours of objects have nothing to do with those of slots, though they are of the same list.
+    """
+    own = [BACKGROUND_COLOUR] * num_background
+    own += [SLOT_COLOURS[number % len(SLOT_COLOURS)] for number in range(IGNORED - num_background)]
+    colours = torch.tensor([*own, IGNORED_COLOUR], dtype=torch.float32, device=ids.device) / 255.0
+    return colours[ids.long()].movedim(-1, -3)
+
+
 def colour_masks(scene: Scene) -> Tensor:
     """Colours of the slots mixed by their masks, `[B, 3, H, W]` (SRI, Figure 4)."""
     slots = torch.arange(scene.num_slots, device=scene.log_masks.device)
@@ -131,7 +150,8 @@ def slot_columns(pictures: Tensor) -> dict[str, Tensor]:
     return {f"slot {slot}": column for slot, column in enumerate(pictures.unbind(dim=1), start=1)}
 
 
-def _resize_ids(ids: Tensor, like: Tensor) -> Tensor:
+def resize_ids(ids: Tensor, like: Tensor) -> Tensor:
+    """Instance ids `[B, H', W']` at the size of images `[B, 3, H, W]`."""
     return F.interpolate(ids.unsqueeze(1).float(), like.shape[-2:], mode="nearest").squeeze(1).long()
 
 

@@ -142,7 +142,11 @@ def example_scores(
 def score_labels(scores: Mapping[str, Tensor]) -> list[str]:
     """One label per image, with a line for every score `[B]`."""
     rows = zip(*(values.tolist() for values in scores.values()), strict=True)
-    return ["\n".join(f"{name} {value:.2f}" for name, value in zip(scores, row, strict=True)) for row in rows]
+    # the 0 makes a rounded -0.00 positive
+    return [
+        "\n".join(f"{name} {round(value, 2) + 0.0:.2f}" for name, value in zip(scores, row, strict=True))
+        for row in rows
+    ]
 
 
 def latent_traversal(

@@ -65,6 +65,10 @@ class Cell:
     runs: tuple[str, ...]
     """Names of the runs behind it."""
     comparisons: tuple[Comparison, ...]
+    values: tuple[float, ...] = ()
+    """One per run."""
+    density: str | None = None
+    """Of an ELBO and the like: likelihood and σ, without which the number says nothing."""
 
 
 def show_number(value: float, decimals: int | None, signed: bool = False) -> str:
@@ -97,6 +101,18 @@ def show_comparison(comparison: Comparison, metric: Metric) -> str:
         difference = f"{show_number(comparison.deviations, 1, signed=True)} σ"
     value = published.text.replace("-", "−")
     return f"{value}, {difference} ({published.paper}, {published.where})"
+
+
+def headline_lines(cell: Cell | None, metric: Metric) -> list[str]:
+    """What a cell of the headline table says: mean, deviation and seeds, then what the papers print."""
+    if cell is None:
+        return []
+    printed: dict[str, str] = {}
+    for comparison in cell.comparisons:  # of several tables of a paper the first
+        printed.setdefault(comparison.published.paper, comparison.published.text.replace("-", "−"))
+    several = len(printed) > 1
+    papers = (f"{paper if several else 'paper'}: {text}" for paper, text in printed.items())
+    return [show_summary(cell.summary, metric), *papers]
 
 
 def cell_lines(cell: Cell | None, metric: Metric) -> list[str]:

@@ -67,6 +67,13 @@ SUFFIXES = {
 """Of names of metrics, and what they add to the label."""
 CONTROLS = ("_chance", "_true", "_reconstructed")
 """Suffixes of what a number is judged by; there is no best of these."""
+DENSITIES = (
+    *("elbo", "bits_per_dim", "importance_bound", "importance_bits_per_dim"),
+    *("elbo_sri", "bits_per_dim_sri", "nll"),
+)
+"""Metrics that depend on the likelihood and its σ, beyond what the model has learnt."""
+HEADLINE = ("ari_fg", "msc_fg", "elbo", "mse", "fid", "s_acc")
+"""Of the whole split, which no paper's protocol has columns for."""
 SAMPLES = ("fid", "kid")
 _CONTROLS = ("true", "reconstructed")
 _CONTROLLED = [f"{name}_{control}" for name in ("s_acc", "num_blocks") for control in _CONTROLS]

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +10,16 @@ import jinja2
 from PIL import Image, ImageSequence
 
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.report.cells import cell_lines
+from lightning_genesis.report.cells import Cell, cell_lines, headline_lines
+from lightning_genesis.report.comparisons import best_rows, differences, failed_seeds
 from lightning_genesis.report.curves import draw_charts
-from lightning_genesis.report.names import metric_of, row_label
+from lightning_genesis.report.names import Metric, metric_of, row_label
 from lightning_genesis.report.runs import Run
 from lightning_genesis.report.swept import draw_sweeps
 from lightning_genesis.report.tables import Section, Table
 from lightning_genesis.report.writers import LEGEND
 from lightning_genesis.storage.pictures import open_picture
+from lightning_genesis.storage.text import shown
 
 TEMPLATE = Path(__file__).with_name("page.html")
 QUALITY = 85
@@ -68,6 +70,8 @@ class Experiment:
     """Name of the run that the pictures are of."""
     selected: str
     """How that was chosen."""
+    card: list[tuple[str, str]]
+    """What the runs were made of and with."""
 
 
 def render_page(runs: Sequence[Run], sections: Sequence[Section], problems: list[str]) -> str:
@@ -88,19 +92,30 @@ def render_page(runs: Sequence[Run], sections: Sequence[Section], problems: list
         problems=problems,
         legend=LEGEND,
         cells=_cells,
+        headline_cells=_headline_cells,
+        failed_seeds=failed_seeds,
+        differences=differences,
         metric_of=metric_of,
     )
 
 
-def _cells(table: Table) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Rows: label, and for each column its name and lines."""
+def _headline_cells(table: Table) -> list[tuple[str, list[tuple[str, list[str], bool]]]]:
+    return _cells(table, headline_lines)
+
+
+def _cells(
+    table: Table, say: Callable[[Cell | None, Metric], list[str]] = cell_lines
+) -> list[tuple[str, list[tuple[str, list[str], bool]]]]:
+    """Rows: label, and for each column its name, its lines, and whether it is the best."""
+    best = {column: best_rows(table, column) for column in table.columns}
     return [
         (
             row.label,
             [
                 (
                     f"{column.group} {metric_of(column.metric).label}",
-                    [_bound(line) for line in cell_lines(row.cells.get(column), metric_of(column.metric))],
+                    [_bound(line) for line in say(row.cells.get(column), metric_of(column.metric))],
+                    row.label in best[column],
                 )
                 for column in table.columns
             ],
@@ -111,7 +126,7 @@ def _cells(table: Table) -> list[tuple[str, list[tuple[str, list[str]]]]]:
 
 def _bound(line: str) -> str:
     """Keeps together on one line what is read together."""
-    for mark in (" ± ", " σ", " %", " to ", "Table "):
+    for mark in (" ± ", " σ", " %", " to ", "Table ", "paper: "):
         line = line.replace(mark, mark.replace(" ", "\u00a0"))
     return line
 
@@ -128,7 +143,31 @@ def _experiment(name: str, runs: list[Run], problems: list[str]) -> Experiment:
         pictures=[picture for path in best.pictures if (picture := _embed(path, problems))],
         pictured=best.name,
         selected=selected,
+        card=_card(runs),
     )
+
+
+def _card(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """A model card: names and texts; what differs between runs stands side by side."""
+    cards = [run.card for run in runs if run.card is not None]
+    if not cards:
+        return []
+    hours = [card.seconds / 3600 for card in cards]
+    told = {
+        "Parameters": [
+            f"{card.parameters:,}" + (f", {card.trained:,} trained" if card.trained < card.parameters else "")
+            for card in cards
+        ],
+        "Hardware": [card.hardware for card in cards],
+        "Precision": [card.precision for card in cards],
+        "Hours per run": [f"{min(hours):.3g}" if len(hours) < 2 else f"{min(hours):.3g} to {max(hours):.3g}"],
+        "Hours in all": [f"{sum(hours):.3g}"] if len(hours) > 1 else [],
+        "Steps": [f"{card.steps:,}" for card in cards],
+        "Commit": [card.commit or "an installed package" for card in cards],
+        "Versions": [", ".join(f"{name} {text}" for name, text in card.versions.items()) for card in cards],
+        "Not known": [run.name for run in runs if run.card is None],
+    }
+    return [(name, "; ".join(dict.fromkeys(map(shown, texts)))) for name, texts in told.items() if texts]
 
 
 def _best(runs: Sequence[Run]) -> tuple[Run, str]:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.runs.card import Card, read_card
 from lightning_genesis.runs.results import FOLDER, LARGEST, Result, read_result
 from lightning_genesis.runs.sweep_state import SweepState, read_state
-from lightning_genesis.runs.wandb_file import read_rows
 from lightning_genesis.storage.text import shown
 from lightning_genesis.storage.yaml_file import read_mapping
 
@@ -46,6 +46,7 @@ class Run:
     pictures: list[Path]
     swept: SweepState | None = None
     """Where a sweep over values made the run."""
+    card: Card | None = None
     problems: list[str] = field(default_factory=list)
     """What could not be read or is not there, a line each."""
 
@@ -82,6 +83,7 @@ def read_run(folder: Path) -> Run:
         history=history,
         pictures=_find_pictures(folder),
         swept=state if (state := read_state(folder)) is not None and state.values else None,
+        card=read_card(folder),
         problems=problems,
     )
 
@@ -123,6 +125,10 @@ def _read_history(folder: Path, problems: list[str]) -> dict[str, Curve]:
             with open(log, newline="", encoding="utf-8", errors="replace") as file:
                 return collect(csv.DictReader(file), STEP)
         files = sorted(folder.glob("wandb/*run-*/run-*.wandb"))  # named by time: a resumed run comes later
+        if not files:
+            return {}
+        from lightning_genesis.runs.wandb_file import read_rows  # imports wandb
+
         return collect((row for path in files for row in read_rows(path)), WANDB_STEP)
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         problems.append(f"{folder}: its log is not readable ({_one_line(error)}): left out")

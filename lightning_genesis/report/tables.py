@@ -9,7 +9,9 @@ from typing import Any
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.report.cells import Cell, Comparison, summarise
 from lightning_genesis.report.names import (
+    DENSITIES,
     FAMILIES,
+    HEADLINE,
     IMPORTANCE,
     OTHERS,
     SAMPLES,
@@ -63,6 +65,8 @@ class Row:
 
     label: str
     cells: dict[Column, Cell] = field(default_factory=dict)
+    density: str = ""
+    """Likelihood and σ, where rows differ in them; then the label has it too."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Table:
         for group, _ in self.groups():
             columns = [column for column in self.columns if column.group == group]
             rows = [
-                Row(row.label, cells)
+                Row(row.label, cells, row.density)
                 for row in self.rows
                 if (cells := {column: row.cells[column] for column in columns if column in row.cells})
             ]
@@ -104,6 +108,8 @@ class Section:
     split: str
     tables: list[Table]
     remarks: list[str]
+    headline: list[Table] = field(default_factory=list)
+    """The paper's columns; `tables` have everything."""
 
     @property
     def title(self) -> str:
@@ -154,6 +160,20 @@ class _Entry:
         return experiment.removesuffix(FLEXIBLE) + (FLEXIBLE if flexible else "")
 
     @property
+    def density(self) -> str:
+        """The likelihood and σ that an ELBO is of, as far as the result tells."""
+        values = self.result.options.get(MODEL)
+        values = values if isinstance(values, dict) else {}
+        likelihood, first = values.get("likelihood"), values.get("background_std")
+        std = self.result.options.get("std", values.get("std"))
+        if likelihood is None:  # of models that know but one
+            likelihood = "gaussian" if self.result.model == "VAE" else "mixture"
+        parts = [str(likelihood)]
+        parts.append("σ not stored" if std is None else f"σ {std}")
+        parts += [f"first slot σ {first}"] if first is not None else []
+        return ", ".join(parts)
+
+    @property
     def age(self) -> tuple[int, str]:
         """Larger for later weights; of equal steps the last checkpoint, which the papers score."""
         checkpoint = self.result.checkpoint
@@ -194,6 +214,19 @@ def make_sections(runs: Sequence[Run], protocol: str | None = None) -> tuple[lis
         sections.append(section)
         problems += more
     return sections, problems
+
+
+def _paper_columns(protocol: str | None, result: Result) -> Sequence[str]:
+    """Metrics that the protocol's tables show: as stored with the result, or as they are now."""
+    if protocol is None:
+        return HEADLINE
+    stored = (result.rules or {}).get("headline")
+    if isinstance(stored, list) and stored and all(isinstance(name, str) for name in stored):
+        return stored
+    from lightning_genesis.evaluation.protocols import PROTOCOLS  # imports torch; for old results alone
+
+    known: Mapping[str, Any] = PROTOCOLS
+    return known[protocol].headline_of(result.dataset) if protocol in known else HEADLINE
 
 
 def _title(protocol: str | None, split: str) -> str:
@@ -265,11 +298,27 @@ def _make_section(protocol: str | None, split: str, entries: Sequence[_Entry]) -
         table, more = _make_table(title, names, protocol, entries)
         problems += [problem for problem in more if problem not in problems]
         tables += table.fitting() if table.rows else []
+    headline = _headline(protocol, entries)
+    densities = {row.density for table in tables for row in table.rows if row.density}
     remarks = _remarks(entries) + _fewer_seeds(tables)
+    if densities:
+        remarks.append(
+            "ELBO and NLL of rows with different σ or likelihood, which their labels name, are of different "
+            "densities: no comparison"
+        )
     cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
     if protocol is None and any(cell.comparisons for cell in cells):
         remarks.append("the papers' numbers are of other images and rules; `test --protocol` has theirs")
-    return Section(protocol, split, tables, remarks), problems
+    return Section(protocol, split, tables, remarks, headline), problems
+
+
+def _headline(protocol: str | None, entries: Sequence[_Entry]) -> list[Table]:
+    """What the protocol's paper shows of each dataset, in its order; of the whole split our own choice."""
+    columns = {entry.result.dataset: _paper_columns(protocol, entry.result) for entry in entries}
+    names = list(dict.fromkeys(name for headline in columns.values() for name in headline))
+    table, _ = _make_table("Headline", names, protocol, entries)
+    kept = [column for column in table.columns if column.metric in columns[column.dataset]]
+    return Table(table.title, kept, table.rows).fitting() if kept else []
 
 
 def _make_table(
@@ -302,7 +351,23 @@ def _make_table(
         for name in names
         if any((column := Column(dataset, synthetic, name)) in row.cells for row in rows.values())
     ]
+    _name_densities(rows.values())
     return Table(title, columns, list(rows.values())), problems
+
+
+def _name_densities(rows: Iterable[Row]) -> None:
+    """Adds likelihood and σ to the labels of rows, where a column holds several of them."""
+    found: dict[Column, set[str]] = defaultdict(set)
+    for row in rows:
+        for column, cell in row.cells.items():
+            if cell.density is not None:
+                found[column].add(cell.density)
+    mixed = {column for column, densities in found.items() if len(densities) > 1}
+    for row in rows:
+        own = {cell.density: None for column, cell in row.cells.items() if column in mixed and cell.density}
+        if own:
+            row.density = "; ".join(own)
+            row.label += f" [{row.density}]"
 
 
 def _show_options(options: Mapping[str, str], names: Iterable[str]) -> str:
@@ -349,7 +414,8 @@ def _make_cell(name: str, protocol: str | None, entries: Sequence[_Entry]) -> Ce
         Comparison(published, summary.mean - published.mean)
         for published in find_published(entries[0].evaluated_as, name, protocol)
     )
-    return Cell(summary, tuple(entry.run.name for entry in entries), comparisons)
+    density = entries[0].density if base_name(name) in DENSITIES else None
+    return Cell(summary, tuple(entry.run.name for entry in entries), comparisons, tuple(values), density)
 
 
 def _remarks(entries: Sequence[_Entry]) -> list[str]:

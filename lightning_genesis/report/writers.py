@@ -1,22 +1,28 @@
-"""Tables as Markdown, LaTeX and CSV."""
+"""Tables as Markdown and CSV."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_genesis.report.cells import CONFIDENCE, cell_lines
-from lightning_genesis.report.names import SYNTHETIC, metric_of
+from lightning_genesis.report.cells import CONFIDENCE, Cell, cell_lines, headline_lines
+from lightning_genesis.report.comparisons import FAILED_BELOW, best_rows, differences, failed_seeds
+from lightning_genesis.report.names import SYNTHETIC, Metric, metric_of
 from lightning_genesis.report.tables import Section, Table
 
 LEGEND = (
-    "Mean ± standard deviation over seeds (number of seeds)",
-    f"{CONFIDENCE:.0%} confidence interval of the mean (Student's t)".replace("%", " %"),
+    "Mean ± standard deviation over seeds (number of seeds); bold: the best of a column, or what looks it",
+    f"{CONFIDENCE:.0%} confidence interval of the mean (Student's t), within the score's range".replace(
+        "%", " %"
+    ),
     "the paper's value, and how far ours is from it: in published standard deviations σ, or as a difference "
     "where none, or 0.00, is printed",
+    "Scores are of the decoded masks unless attention is named",
+    f"A seed has failed with an ARI-FG below {FAILED_BELOW} (interval of the share: Wilson's). Intervals of "
+    "differences are Welch's, one by one: of many, some lie beside 0 by chance",
     f"{SYNTHETIC} images rendered by this project in place of the publisher's, which the paper's value is of",
 )
-"""What the lines of a cell are."""
+"""How the numbers are read."""
 
 
 def to_markdown(sections: Sequence[Section], problems: Sequence[str]) -> str:
@@ -31,81 +37,41 @@ def to_markdown(sections: Sequence[Section], problems: Sequence[str]) -> str:
             *(f"- {_escaped(remark)}" for remark in section.remarks),
             "",
         ]
+        for table in section.headline:
+            lines += _markdown_table(table, headline_lines)
+        told = [
+            str(line) for table in section.headline for line in (*failed_seeds(table), *differences(table))
+        ]
+        lines += [*(f"- {_escaped(line)}" for line in told), ""]
         for table in section.tables:
-            heads = [_escaped(f"{column.group} {metric_of(column.metric).label}") for column in table.columns]
-            lines += [
-                f"### {_escaped(table.title)}",
-                "",
-                f"| | {' | '.join(heads)} |",
-                "|---" * (len(heads) + 1) + "|",
-            ]
-            for row in table.rows:
-                cells = [
-                    "<br>".join(map(_escaped, cell_lines(row.cells.get(column), metric_of(column.metric))))
-                    for column in table.columns
-                ]
-                lines.append(f"| {_escaped(row.label)} | {' | '.join(cells)} |")
-            lines.append("")
+            lines += _markdown_table(table, cell_lines)
     return "\n".join(lines)
+
+
+def _markdown_table(table: Table, say: Callable[[Cell | None, Metric], list[str]]) -> list[str]:
+    heads = [_escaped(f"{column.group} {metric_of(column.metric).label}") for column in table.columns]
+    best = {column: best_rows(table, column) for column in table.columns}
+    lines = [
+        f"### {_escaped(table.title)}",
+        "",
+        f"| | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for row in table.rows:
+        cells = []
+        for column in table.columns:
+            first, *others = [
+                _escaped(line) for line in say(row.cells.get(column), metric_of(column.metric))
+            ] or [""]
+            cells.append("<br>".join([f"**{first}**" if row.label in best[column] else first, *others]))
+        lines.append(f"| {_escaped(row.label)} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _escaped(text: str) -> str:
     for character in "\\|<>*_`[]#":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
-
-
-# ---------------------------------------------------------------- LaTeX
-
-_LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "σ": r"$\sigma$",
-        SYNTHETIC: r"\dag{}",
-    }
-)
-
-
-def to_latex(sections: Sequence[Section]) -> str:
-    """One `table` after the other, with the commands of the package booktabs."""
-    lines = [r"% needs \usepackage{booktabs}"]
-    for section in sections:
-        lines += [line for table in section.tables for line in ("", *_latex_table(section, table))]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_table(section: Section, table: Table) -> list[str]:
-    groups = " & ".join(rf"\multicolumn{{{n}}}{{c}}{{{_latex(name)}}}" for name, n in table.groups())
-    heads = " & ".join(_latex(metric_of(column.metric).label) for column in table.columns)
-    caption = ". ".join((table.title, section.title, *LEGEND))
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_latex(caption)}.}}",
-        rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
-        r"\toprule",
-        rf" & {groups} \\",
-        rf" & {heads} \\",
-        r"\midrule",
-    ]
-    for row in table.rows:
-        cells = [cell_lines(row.cells.get(column), metric_of(column.metric)) for column in table.columns]
-        for number in range(max(map(len, cells))):
-            parts = [_latex(cell[number]) if number < len(cell) else "" for cell in cells]
-            if number:
-                parts = [rf"{{\footnotesize {part}}}" if part else "" for part in parts]
-            lines.append(rf"{'' if number else _latex(row.label)} & {' & '.join(parts)} \\")
-        lines.append(r"\addlinespace")
-    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-
-
-def _latex(text: str) -> str:
-    return text.translate(_LATEX)
 
 
 # ---------------------------------------------------------------- CSV
@@ -116,6 +82,7 @@ FIELDS = (
         "split",
         "table",
         "model",
+        "density",
         "dataset",
         "synthetic",
         "metric",
@@ -149,6 +116,7 @@ def to_csv(sections: Sequence[Section]) -> str:
                         "split": section.split,
                         "table": table.title,
                         "model": row.label,
+                        "density": cell.density,
                         "dataset": column.dataset,
                         "synthetic": column.synthetic,
                         "metric": column.metric,

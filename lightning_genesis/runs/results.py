@@ -15,8 +15,6 @@ from typing import Any
 
 from lightning_genesis import __version__
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.runs.run import find_file, read_config
-from lightning_genesis.storage.checkpoint import read_checkpoint
 from lightning_genesis.storage.files import replacing
 from lightning_genesis.storage.json_file import read_json
 
@@ -174,6 +172,9 @@ def read_result(path: str | Path) -> Result:
 
 def about_run(run: Path, checkpoint: str | None) -> dict[str, Any]:
     """Which run, seed and checkpoint a result is about."""
+    from lightning_genesis.runs.run import find_file, read_config  # imports torch, which readers do not need
+    from lightning_genesis.storage.checkpoint import read_checkpoint
+
     folder = run.resolve() if run.is_dir() else run.resolve().parent
     file = find_file(run, checkpoint)
     seed = read_config(run).get("seed_everything") if run.is_dir() else None

@@ -13,7 +13,9 @@ from PIL import Image
 from data_modules import MultiDSprites
 from lightning_genesis.cli import main
 from lightning_genesis.commands import figures as command
-from lightning_genesis.commands.figures import FIGURES, RunFigures, is_tower, known_fid
+from lightning_genesis.commands import run_figures
+from lightning_genesis.commands.figures import FIGURES, RunFigures, known_fid
+from lightning_genesis.commands.run_figures import is_tower
 from lightning_genesis.figures import failure_cases
 from lightning_genesis.figures.drawing import sample_grid
 from lightning_genesis.models import SRI, VAE, EfficientMORL, GenesisV2, SceneModel, SlotAttention
@@ -26,7 +28,10 @@ from tests.weights_file import export
 
 DATA: dict[str, Any] = {"image_size": 32, "num_slots": 3, "train_size": 8, "val_size": 4, "test_size": 6}
 SAMPLED = {"samples", "generation", "generation_order", "temperatures", "slots", "random_walk"}
-INFERRED = {"reconstructions", "decomposition", "inference_seeds", "latent_traversal", "failures"}
+INFERRED = {
+    *("reconstructions", "decomposition", "inference_seeds", "latent_traversal", "failures"),
+    "data_examples",
+}
 FEW = ["--num_images", "2", "--num_frames", "3"]
 
 
@@ -67,10 +72,10 @@ def duration(path: Path) -> int:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (GenesisV2, INFERRED | SAMPLED),
-        (SRI, INFERRED | SAMPLED | {"imagination"}),
-        (EfficientMORL, INFERRED | SAMPLED),
-        (SlotAttention, INFERRED),
+        (GenesisV2, INFERRED | SAMPLED | {"initial_masks"}),
+        (SRI, INFERRED | SAMPLED | {"imagination", "initial_masks"}),
+        (EfficientMORL, INFERRED | SAMPLED | {"initial_masks"}),
+        (SlotAttention, INFERRED | {"initial_masks"}),
         (VAE, INFERRED | SAMPLED - {"slots"}),
     ],
 )
@@ -123,6 +128,8 @@ def test_figures_of_a_run_stand_in_its_folder(folder: Path) -> None:
     both = ["figures", run, checkpoint, "--output", "both", "--data", "data.yaml", "--fid", "71", "73.25"]
     assert main([*both, *FEW, "--only", "samples"]) == 0
     assert drawn(folder / "both") == {"run.1-seed0", "last", "samples_by_run"}
+    assert main([*both, *FEW, "--only", "reconstructions"]) == 0
+    assert "comparison" in drawn(folder / "both")
     # the sheet of all is drawn where some have samples, though another figure does not apply
     assert (
         main([*both[:3], "--data", "data.yaml", "--output", "some", *FEW, "--only", "imagination", "samples"])
@@ -131,6 +138,38 @@ def test_figures_of_a_run_stand_in_its_folder(folder: Path) -> None:
     assert "samples_by_run" in drawn(folder / "some")
     assert main([*both[:3], "--data", "data.yaml", "--output", "none", *FEW, "--only", "failures"]) == 0
     assert drawn(folder / "none") == {"run.1-seed0", "last"}
+
+
+def test_images_of_data_without_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = {"class_path": "data_modules.MultiDSprites", "init_args": dict(DATA)}
+    (folder / "data.yaml").write_text(yaml.safe_dump(section))
+    assert main(["figures", "--data", "data.yaml", "--output", "out"]) == 0
+    assert drawn(folder / "out") == {"data_examples"}
+    with Image.open(folder / "out/data_examples.png") as picture:
+        shown = np.asarray(picture)
+    (image,) = MultiDSprites(**DATA, root=str(folder / "data")).examples("test", 1)["image"]
+    enlarged = np.asarray(image.movedim(0, -1)).repeat(3, 0).repeat(3, 1)
+    assert np.array_equal(shown[2:98, 2:98], enlarged)
+    for args, said in (
+        (["--output", "out"], "expected a RUN, or --data FILE and --output FOLDER"),
+        (["--data", "data.yaml", "--output", "out", "--only", "samples"], "--only samples: needs a RUN"),
+    ):
+        assert main(["figures", *args]) == 2
+        assert said in error_line(capsys)
+
+
+def test_initial_masks_are_of_untrained_weights_of_the_same_model(folder: Path) -> None:
+    """They depend on the seed alone, not on what was learnt."""
+    data = MultiDSprites(**DATA, root="data")
+    model = small(GenesisV2)
+    first = RunFigures(model, data, num_images=2).initial_masks()
+    state = torch.random.get_rng_state()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    assert torch.equal(RunFigures(model, data, num_images=2).initial_masks(), first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(RunFigures(model, data, num_images=2, seed=9).initial_masks(), first)
 
 
 def test_failures_are_the_worst_images(folder: Path) -> None:
@@ -180,8 +219,8 @@ def test_samples_that_are_no_tower(folder: Path, monkeypatch: pytest.MonkeyPatch
         return torch.tensor([number not in wrong for number in range(start, start + len(scene.components))])
 
     titles = []
-    monkeypatch.setattr(command, "is_tower", judged)
-    monkeypatch.setattr(command, "titled", lambda title, picture: titles.append(title) or picture)
+    monkeypatch.setattr(run_figures, "is_tower", judged)
+    monkeypatch.setattr(run_figures, "titled", lambda title, picture: titles.append(title) or picture)
     figures = RunFigures(model, SpriteTowers(**DATA), num_images=2, num_scored=40)
     expected = model.sample(2, noise=IndexedNoise(0, wrong[:2]))
     picture = sample_grid(expected, ["sample\n3", "sample\n34"])

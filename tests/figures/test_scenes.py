@@ -21,12 +21,16 @@ from lightning_genesis.figures import (
     score_labels,
     sweep,
 )
+from lightning_genesis.figures.comparison import dataset_examples, model_comparison
 from lightning_genesis.figures.drawing import (
+    BACKGROUND_COLOUR,
     LINE,
     PADDING,
     SIDE,
+    SLOT_COLOURS,
     colour_masks,
     colour_slots,
+    colour_truth,
     masked_components,
     text_width,
 )
@@ -84,6 +88,63 @@ def test_scope_is_that_of_stick_breaking() -> None:
     for slot in range(4):
         assert torch.allclose(cell(picture, slot + 1, 2, left=left), scope.expand(3, -1, -1), atol=1e-5)
         scope = scope * (1.0 - logits[0, slot].sigmoid())
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_models_are_rows_on_the_same_images(attention: bool) -> None:
+    images, truth = torch.rand(2, 3, SIDE, SIDE), torch.randint(0, 4, (2, SIDE, SIDE))
+    scenes = {"A": random_scene(num_slots=2), "B": random_scene(num_slots=3, attention=attention, seed=1)}
+    scores = {"A": ["0.5", "0.6"]}
+    picture = model_comparison(images, scenes, truth, num_background=2, scores=scores)
+    left = margin(["input, truth", "A\n0.5"])
+    height = LINE + 3 * (SIDE + PADDING) + PADDING
+    assert picture.shape[1] == 2 * height + LINE
+    slots = 3 if attention else 2
+    white = torch.ones(3, SIDE, SIDE)
+    for image in (0, 1):
+        block = picture[:, image * (height + LINE) :]
+        assert near(cell(block, 0, 0, left=left), images[image])
+        assert near(cell(block, 1, 0, left=left), colour_truth(truth[image], 2))
+        for row, scene in enumerate(scenes.values(), start=1):
+            assert near(cell(block, 0, row, left=left), scene.reconstruction[image])
+            assert near(cell(block, 1, row, left=left), colour_slots(scene.segmentation()[image]))
+            for slot in range(scene.num_slots):
+                shown = cell(block, slots + slot, row, left=left)
+                assert near(shown, masked_components(scene)[image, slot])
+        assert near(cell(block, slots + 2, 1, left=left), white), "A has no third slot"
+        if attention:
+            found = colour_slots(scenes["B"].segmentation("attention")[image])
+            assert near(cell(block, 2, 2, left=left), found)
+            assert near(cell(block, 2, 1, left=left), white)
+
+
+def test_true_background_is_neutral_and_of_no_slot() -> None:
+    colours = colour_truth(torch.tensor([[0, 1, 2, 3, 254, 255]]), num_background=2)[:, 0].T
+    grey = torch.tensor(BACKGROUND_COLOUR) / 255
+    assert torch.equal(colours[0], grey)
+    assert torch.equal(colours[1], grey)
+    assert BACKGROUND_COLOUR not in SLOT_COLOURS
+    assert torch.equal(colours[2], torch.tensor(SLOT_COLOURS[0]) / 255)
+    assert torch.equal(colours[5], torch.ones(3))
+    assert len({tuple(colour) for colour in colours[2:4].tolist()}) == 2
+
+
+@pytest.mark.parametrize(("per_scene", "columns", "rows"), [(1, 8, 2), (14, 7, 2), (4, 4, 1)])
+def test_examples_of_a_dataset(per_scene: int, columns: int, rows: int) -> None:
+    images = torch.rand(max(per_scene, 8) if per_scene != 4 else 8, 3, SIDE, SIDE)
+    truth = torch.randint(0, 3, (len(images), SIDE, SIDE)) if per_scene == 1 else None
+    picture = dataset_examples(images, truth, 1, per_scene)
+    top = LINE if per_scene > 1 else 0
+    assert picture.shape[2] == columns * (SIDE + PADDING) + PADDING
+    assert near(cell(picture, 0, 0, top=top), images[0])
+    assert near(cell(picture, columns - 1, 0, top=top), images[columns - 1])
+    if truth is not None:
+        assert near(cell(picture, 0, 1, top=top), colour_truth(truth[0]))
+    if per_scene == 14:
+        assert near(cell(picture, 0, 1, top=top), images[7]), "the right camera's crops below the left one's"
+    scenes = len(images) // per_scene
+    if per_scene > 1:
+        assert picture.shape[1] == scenes * (LINE + rows * (SIDE + PADDING) + PADDING) + (scenes - 1) * LINE
 
 
 def test_generation_steps_and_order() -> None:

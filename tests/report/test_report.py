@@ -90,6 +90,7 @@ def test_page_is_whole_and_alone(page: Path) -> None:
     parsed = Page(text)
     tags = [tag for tag, _ in parsed.tags]
     assert tags.count("table") >= 5
+    assert tags.count("details") >= 3
     assert tags.count("svg") == 6
     assert "script" not in tags
     assert "link" not in tags

@@ -14,11 +14,12 @@ from scipy import stats
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.evaluation.protocols import PROTOCOLS
 from lightning_genesis.report.cells import Cell, show_number, show_summary, summarise
+from lightning_genesis.report.latex import to_latex
 from lightning_genesis.report.names import METRICS, MODELS, metric_of, row_label
 from lightning_genesis.report.published import find_published, read_published
 from lightning_genesis.report.runs import read_run
 from lightning_genesis.report.tables import Section, make_sections
-from lightning_genesis.report.writers import to_csv, to_latex, to_markdown
+from lightning_genesis.report.writers import to_csv, to_markdown
 from lightning_genesis.runs.results import Checkpoint
 from tests.report.fake_runs import add_result, make_run
 
@@ -424,14 +425,15 @@ def test_markdown_and_latex_hold_the_same_cells(tmp_path: Path) -> None:
     folders.append(make_run(tmp_path, "odd_name|50%&$", 0, {"ari_fg": 0.5}, dataset="shape_stacks"))
     sections, problems = sections_of(folders)
     markdown, latex = to_markdown(sections, problems), to_latex(sections)
-    (row,) = [line for line in markdown.splitlines() if line.startswith("| GENESIS-V2")]
+    headline, row = [line for line in markdown.splitlines() if line.startswith("| GENESIS-V2")]
+    assert "0.860 ± 0.020 (3)<br>paper: 0.85 ± 0.01 |" in headline
     assert "0.860 ± 0.020 (3)<br>95 % 0.810 to 0.910<br>0.85 ± 0.01, +1.0 σ (GENESIS-V2, Table 1)" in row
     widths = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")}
     assert widths == {4}
     assert "odd\\_name\\|50%&$" in markdown
 
-    assert r"0.860 $\pm$ 0.020 (3)" in latex
-    assert r"odd\_name|50\%\&\$" in latex
+    assert latex.count(r".86$\pm$.02") == 2
+    assert r"odd\_name\textbar{}50\%\&\$" in latex
     assert latex.count(r"\begin{") == latex.count(r"\end{")
     body = [line for line in latex.splitlines() if line.endswith(r" \\") and "multicolumn" not in line]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {2}
