@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
@@ -113,7 +113,8 @@ def show_scores(trainer: pl.Trainer, stage: str) -> None:
         trainer: that has evaluated.
         stage: "test" or "val".
     """
-    written = [found for c in trainer.callbacks if isinstance(c, ResultWriter) for found in c.written]
+    callbacks: list[pl.Callback] = cast(Any, trainer).callbacks
+    written = [found for c in callbacks if isinstance(c, ResultWriter) for found in c.written]
     width = Console().width if sys.stdout.isatty() else shutil.get_terminal_size().columns
     console = Console(width=width, highlight=False, soft_wrap=True)
     if not written:
