@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_warn
@@ -156,9 +157,10 @@ class FolderDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         names = [self.names[index] for index in indices]
-        images, masks = [], []
+        images, masks, sizes = [], [], []
         for name in names:
             image, turn = self._read_image(name)
+            sizes.append((image.height, image.width))
             images.append(resized_square(image, self.image_size, Image.Resampling.BILINEAR))
             if self.masks is not None:
                 mask = self._read_mask(name, image.size, turn)
@@ -166,7 +168,7 @@ class FolderDataset(Dataset[Batch]):
         arrays = {"images": np.stack(images)}
         if masks:
             arrays["segmentations"] = np.stack(masks)
-        return make_batch(indices, arrays) | {"name": names}
+        return make_batch(indices, arrays) | {"name": names, "original_size": torch.tensor(sizes)}
 
     def check(self) -> int:
         """Look at the header of every file.
@@ -267,7 +269,7 @@ class ImageFolder(SceneDataModule):
 
     All images in the folder and its subfolders are used, in the order of their names. The centre square of
     each is resized to `image_size` (bilinear, masks by nearest neighbour). Batches carry `name`, the path
-    relative to the folder. `predict` runs over all images.
+    relative to the folder, and `original_size`, height and width upright. `predict` runs over all images.
 
     Args:
         folder: the images (png, jpg, bmp, webp, tif, gif, ppm), turned as their EXIF orientation says;

@@ -221,12 +221,16 @@ def test_init_from_takes_weights_alone(trained: Path, command: Command, folder: 
             torch.testing.assert_close(value, saved[key], rtol=0, atol=1e-25)
 
 
-def test_predict_writes_masks_and_components(trained: Path, command: Command) -> None:
+def test_predict_writes_masks_and_components(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("predict", "--ckpt_path", "best", config=str(trained / "config.yaml")) == 0
-    written = sorted((trained / "predictions").iterdir())
+    assert f"6 pictures in {trained.relative_to(trained.parents[1])}/predictions" in capsys.readouterr().out
+    written = sorted(path for path in (trained / "predictions").iterdir() if path.is_dir())
     assert len(written) == 6
     names = {path.name for path in written[0].iterdir()}
-    assert {"reconstruction.png", "segmentation.png", "segmentation_attention.png", "mask_4.png"} <= names
+    assert {"reconstruction.png", "segmentation.png", "segmentation_attention.png", "mask_5.png"} <= names
+    assert "mask_0.png" not in names
 
 
 def test_load_and_export(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

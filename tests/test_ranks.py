@@ -4,6 +4,7 @@ The same global batch with the same noise gives the same run; an evaluation scor
 are those of `tests/ranks/tiny.py`, where the exceptions are named.
 """
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -230,7 +231,13 @@ def test_every_image_is_scored_once(command: str, num_images: int, tmp_path: Pat
     assert shares == [list(range(0, num_images, 2)), list(range(1, num_images, 2))]
     assert [index for batch in single["seen"] for index in batch] == list(range(num_images))
     if command == "predict":
-        written = [sorted((tmp_path / "runs" / name / "predictions").iterdir()) for name in ("one", "two")]
+        places = [tmp_path / "runs" / name / "predictions" for name in ("one", "two")]
+        indices = [
+            [image["id"] for image in json.loads((p / "coco.json").read_text())["images"]] for p in places
+        ]
+        assert indices == [list(range(1, num_images + 1))] * 2
+        assert [(p / "overview-rank1.png").is_file() for p in places] == [False, num_images > 1]
+        written = [sorted(path for path in place.iterdir() if path.is_dir()) for place in places]
         assert [len(folders) for folders in written] == [num_images] * 2
         for folder, other in zip(*written, strict=True):
             assert folder.name == other.name

@@ -92,6 +92,7 @@ class RunCheckpoints(Checkpoint):
         self._best: float | None = None
         self._best_saved: float | None = None
         self._best_step: int | None = None
+        self._best_saved_step: int | None = None
         self._best_is_due = False
         self._step, self._last_at = 0, monotonic()
         self._is_between = False
@@ -108,13 +109,14 @@ class RunCheckpoints(Checkpoint):
             self._monitor, best = state_dict["monitor"], state_dict["best"]
             self._best = self._best_saved = best if best is not None and math.isfinite(best) else None
             self._best_step = None if self._best is None else state_dict.get("best_step")
+            self._best_saved_step = self._best_step
 
     @property
     def best(self) -> Best | None:
         """That of the newest `best.ckpt`; None if there is none."""
         if self._monitor is None or self._best_saved is None:
             return None
-        return Best(self._monitor, self._best_saved, self._best_step)
+        return Best(self._monitor, self._best_saved, self._best_saved_step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -212,11 +214,11 @@ class RunCheckpoints(Checkpoint):
         try:
             self._write(trainer, names)
         except NonFiniteError as error:  # of the first of them: nothing was written
-            self._best = self._best_saved
+            self._best, self._best_step = self._best_saved, self._best_saved_step
             if self.recover is None or not self.recover(trainer, pl_module, step - 1, error.cause):
                 raise
             self._write(trainer, [name for name in names if name != BEST])
-        self._best_saved = self._best
+        self._best_saved, self._best_saved_step = self._best, self._best_step
 
     def _write(self, trainer: pl.Trainer, names: Sequence[str]) -> None:
         for name in names:

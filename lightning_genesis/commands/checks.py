@@ -25,6 +25,7 @@ from lightning_genesis.models.contract import LINKED
 ONLY_IN = {
     **dict.fromkeys(TEST_ONLY, "test"),
     **dict.fromkeys(FIT_ONLY, "fit"),
+    "predictions": "predict",
 }
 """Options that one command alone heeds. A configuration may hold them, since it is of a run's whole life."""
 LARGEST_SEED = 2**32 - 1

@@ -24,7 +24,7 @@ from lightning_genesis.callbacks.checkpoints import (
 )
 from lightning_genesis.callbacks.fid import FIDCallback
 from lightning_genesis.callbacks.pictures import Pictures
-from lightning_genesis.callbacks.predictions import PredictionWriter
+from lightning_genesis.callbacks.predictions import PredictionOptions, PredictionWriter
 from lightning_genesis.callbacks.progress import Throughput
 from lightning_genesis.callbacks.protocol import ProtocolScores
 from lightning_genesis.callbacks.results import ResultWriter
@@ -163,6 +163,7 @@ class ExperimentCLI(LightningCLI):
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
         parser.add_class_arguments(RollbackOptions, "rollback")
         parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_class_arguments(PredictionOptions, "predictions")
         parser.add_argument(
             "--protocol", type=ProtocolName | None, default=None, help="test: score a paper's images as well"
         )
@@ -363,7 +364,7 @@ class ExperimentCLI(LightningCLI):
             callbacks += [Rollback(run.folder, rollback), ContinueLog(), Throughput(), ValidationLine()]
             callbacks += [self.identity, RunCard(run.folder)]
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter(run.folder))
+            callbacks.append(PredictionWriter(run.folder, PredictionOptions(**config.predictions.as_dict())))
         if self.subcommand == "test" and not trainer["fast_dev_run"]:
             callbacks += self._evaluation_callbacks(config)
         if trainer["enable_progress_bar"] is not False:
@@ -406,7 +407,7 @@ class ExperimentCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says what came of it."""
-        if self.talks and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.talks and self._trains(self.config[self.subcommand]):
             print(*closing(self.trainer, self.run_options.folder, perf_counter() - self._started), sep="\n")
 
     def after_test(self) -> None:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pytorch_lightning import Trainer
+import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 from rich.box import SIMPLE_HEAD
@@ -37,7 +37,7 @@ PADDING = 3
 
 
 def say_opening(
-    model: SceneModel, data: SceneDataModule, trainer: Trainer, path: str | None, step: int
+    model: SceneModel, data: SceneDataModule, trainer: pl.Trainer, path: str | None, step: int
 ) -> None:
     """Says what is about to run, in two lines or three.
 
@@ -64,7 +64,7 @@ def say_opening(
 # ---------------------------------------------------------------- the end of a training
 
 
-def closing(trainer: Trainer, folder: Path, seconds: float) -> list[str]:
+def closing(trainer: pl.Trainer, folder: Path, seconds: float) -> list[str]:
     """What came of a training and what to do next, in lines.
 
     Args:
@@ -88,7 +88,7 @@ def closing(trainer: Trainer, folder: Path, seconds: float) -> list[str]:
     return [f"{name:<9} {text}" for name, text in rows.items()]
 
 
-def _wandb_place(trainer: Trainer) -> str | None:
+def _wandb_place(trainer: pl.Trainer) -> str | None:
     """The address of a run of W&B, or its folder and the command that uploads it."""
     for logger in trainer.loggers:
         if not isinstance(logger, WandbLogger) or logger._experiment is None:
@@ -106,14 +106,15 @@ def _wandb_place(trainer: Trainer) -> str | None:
 # ---------------------------------------------------------------- the end of a test
 
 
-def show_scores(trainer: Trainer, stage: str) -> None:
+def show_scores(trainer: pl.Trainer, stage: str) -> None:
     """Prints what a test or a validation found: a short table, where all of it is, and what differs.
 
     Args:
         trainer: that has evaluated.
         stage: "test" or "val".
     """
-    written = [found for c in trainer.callbacks if isinstance(c, ResultWriter) for found in c.written]
+    callbacks: list[pl.Callback] = cast(Any, trainer).callbacks
+    written = [found for c in callbacks if isinstance(c, ResultWriter) for found in c.written]
     width = Console().width if sys.stdout.isatty() else shutil.get_terminal_size().columns
     console = Console(width=width, highlight=False, soft_wrap=True)
     if not written:

@@ -15,7 +15,9 @@ def best(options: CheckpointOptions, validations: list[dict[str, float]]) -> flo
     callback, model = RunCheckpoints(Path("unused"), options), Any
     for values in validations:
         state = SimpleNamespace(fn="fit")
-        trainer: Any = SimpleNamespace(sanity_checking=False, state=state, callback_metrics=values)
+        trainer: Any = SimpleNamespace(
+            sanity_checking=False, state=state, callback_metrics=values, global_step=0
+        )
         callback.on_validation_end(trainer, model)  # type: ignore[arg-type]
     return float(callback.state_dict()["best"])
 
