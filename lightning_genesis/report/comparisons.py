@@ -127,9 +127,9 @@ def differences(table: Table) -> list[Difference]:
 def _difference(
     table: Table, places: tuple[int, int], column: Column, first: Cell, second: Cell
 ) -> Difference:
-    labels = (table.rows[place].label for place in places)
+    one, other = (table.rows[place].label for place in places)
     interval = welch_interval(first.summary, second.summary)
-    return Difference(*labels, column, first.summary.mean - second.summary.mean, interval)
+    return Difference(one, other, column, first.summary.mean - second.summary.mean, interval)
 
 
 def welch_interval(first: Summary, second: Summary) -> tuple[float, float] | None:
