@@ -225,7 +225,7 @@ def _paper_columns(protocol: str | None, result: Result) -> Sequence[str]:
         return stored
     from lightning_genesis.evaluation.protocols import PROTOCOLS  # imports torch; for old results alone
 
-    known: Mapping[str, Any] = {**PROTOCOLS}
+    known = {str(name): rules for name, rules in PROTOCOLS.items()}
     return known[protocol].headline_of(result.dataset) if protocol in known else HEADLINE
 
 
