@@ -26,6 +26,7 @@ from data_modules.sampler import (
     ResumableLoader,
     ShardedSampler,
     TrainingBatchSampler,
+    length_of,
     place_of,
     position_after,
 )
@@ -309,8 +310,13 @@ class SceneDataModule(LightningDataModule):
         Args:
             split: opened if it is not yet.
             count: images; all if the split has fewer.
+
+        Raises:
+            DataError: if the split has none.
         """
         dataset = cast(Any, self.dataset(split))
+        if not len(dataset):
+            raise DataError(f"{self.name or type(self).__name__}: there are no {split} images to look at")
         count = min(count, len(dataset))
         return cast(Batch, dataset.__getitems__([i * len(dataset) // count for i in range(count)]))
 
@@ -327,13 +333,13 @@ class SceneDataModule(LightningDataModule):
         dataset = self.dataset("train")
         rank, world_size = self._rank()
         sampler = TrainingBatchSampler(
-            _length(dataset),
+            length_of(dataset),
             self.batch_size,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
             position=None if self.trainer is None else self._batches_trained,
-            repeat=self._overfit_batches(_length(dataset) // self.batch_size),
+            repeat=self._overfit_batches(length_of(dataset) // self.batch_size),
             count_passes=self.draws_every_pass,
         )
         here = {"num_workers": 0, "pin_memory": False, "persistent_workers": False} if self.on_device else {}
@@ -362,7 +368,7 @@ class SceneDataModule(LightningDataModule):
 
     def _evaluation_loader(self, dataset: Dataset[Batch]) -> DataLoader[Any]:
         rank, world_size = self._rank()
-        sampler = ShardedSampler(_length(dataset), rank, world_size)
+        sampler = ShardedSampler(length_of(dataset), rank, world_size)
         batch_size = max(1, self.batch_size // world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_arguments())
 
@@ -418,7 +424,7 @@ class SceneDataModule(LightningDataModule):
             )
         # by the count in the file: the Trainer may restore its own later, or have made its loader already
         batches, ahead, batch_size = place_of(state_dict, self.batch_size)
-        length = _length(self.dataset("train"))
+        length = length_of(self.dataset("train"))
         self._ahead = position_after(batches + ahead, batch_size, self.batch_size, length) - batches
 
     def fingerprint(self) -> str | None:
@@ -440,10 +446,4 @@ class SceneDataModule(LightningDataModule):
 
     def _overfit_batches(self, num_batches: int) -> int | None:
         limit: float = getattr(self.trainer, "overfit_batches", 0.0)
-        if not limit:
-            return None
-        return max(1, limit if isinstance(limit, int) else int(limit * num_batches))
-
-
-def _length(dataset: Dataset[Batch]) -> int:
-    return len(dataset)  # type: ignore[arg-type]
+        return max(1, limit if isinstance(limit, int) else int(limit * num_batches)) if limit else None

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from data_modules.store import DataError
 
@@ -179,3 +179,8 @@ def position_after(position: int, before: int, now: int, length: int) -> int:
         return position
     passes, batch = divmod(position, max(1, length // before))
     return passes * (length // now) + min(-(-batch * before // now), length // now)
+
+
+def length_of(dataset: Dataset[Any]) -> int:
+    """Number of images in a dataset."""
+    return len(dataset)  # type: ignore[arg-type]

@@ -107,6 +107,14 @@ def test_splits_are_disjoint_and_depend_on_names_only(folder: Path) -> None:
         split_names(["a", "b"], 0.1, 0.1)
 
 
+def test_a_split_without_images_has_none_to_show(folder: Path) -> None:
+    """`figures` looks at test images."""
+    data = images(folder, test_fraction=0.0)
+    assert len(data.examples("val", 1)["image"]) == 1
+    with pytest.raises(DataError, match="there are no test images to look at"):
+        data.examples("test", 8)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_fit_and_predict_with_the_trainer(folder: Path, num_workers: int) -> None:
     class Reader(Recorder):
