@@ -109,6 +109,8 @@ def train(job: Job) -> dict[str, Any]:
     BudgetCLI.budget = budget = Budget(job.seconds)
     fit = BudgetCLI(["fit", *common, "--ckpt_path", "last"])
     used = time.process_time() - budget.started
+    start = common.index("--init_from") if "--init_from" in common else len(common)  # of `fit` alone
+    common = common[:start] + common[start + 2 :]
     validation = ExperimentCLI(["validate", *common, "--ckpt_path", "last"])
     values = {
         k.removeprefix("val/"): round(float(v), 4) for k, v in validation.trainer.callback_metrics.items()
