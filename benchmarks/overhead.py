@@ -1,9 +1,10 @@
 """What a training step costs in Python beside the model's own work: `python -m benchmarks.overhead`.
 
 A trivial model takes steps in the bare loop of Lightning (its own loss and fused Adam, no callback), as a
-`SceneModel` with gate and GECO, and as `fit` trains it, with the callbacks of every run. Printed are
-milliseconds of the processor per step, the least of several rounds that take turns: other processes on the
-machine then count little. With `--profile` the functions that took most of it are listed.
+`SceneModel` with gate and GECO, and as `fit` trains it, with the callbacks of every run. Printed are calls of
+functions per step, which do not depend on the machine, and milliseconds of the processor, the least of
+several rounds that take turns; on a machine with other work these can double. `--rounds 0` counts calls
+alone, `--profile` lists the functions that took most time.
 """
 
 import argparse
@@ -36,7 +37,8 @@ from lightning_genesis.storage.checkpoint import DurableCheckpointIO
 
 LAYERS = 60
 """Of the network, each of one weight and one bias: as many parameters as a small GENESIS-V2 has."""
-WARM, STEPS = 20, 200
+WARM, STEPS, COUNTED = 20, 200, 20
+"""Steps before the clock starts, with it, and of which calls are counted."""
 
 
 class Network(nn.Sequential):
@@ -95,11 +97,12 @@ class Meter(pl.Callback):
     """Takes the time of the processor from step `WARM` to the end.
 
     Args:
+        steps: to the end.
         profile: that runs in between.
     """
 
-    def __init__(self, profile: cProfile.Profile | None = None) -> None:
-        self.profile, self.seconds = profile, 0.0
+    def __init__(self, steps: int, profile: cProfile.Profile | None = None) -> None:
+        self.steps, self.profile, self.seconds = steps, profile, 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -109,7 +112,7 @@ class Meter(pl.Callback):
             if self.profile is not None:
                 self.profile.enable()
             self.seconds = -time.process_time()
-        if trainer.global_step == WARM + STEPS:
+        if trainer.global_step == WARM + self.steps:
             self.seconds += time.process_time()
             if self.profile is not None:
                 self.profile.disable()
@@ -118,17 +121,17 @@ class Meter(pl.Callback):
 def milliseconds(
     make: Callable[[], pl.LightningModule],
     callbacks: list[pl.Callback],
+    steps: int = STEPS,
     profile: cProfile.Profile | None = None,
 ) -> float:
     """Of a step."""
     torch.manual_seed(0)
-    meter = Meter(profile)
-    steps = WARM + STEPS
+    meter, total = Meter(steps, profile), WARM + steps
     without_empty_hooks(callbacks)
     saves = {"enable_checkpointing": True, "plugins": [DurableCheckpointIO()]} if callbacks else {}
-    trainer = trainer_on(torch.device("cpu"), max_steps=steps, callbacks=[*callbacks, meter], **saves)
-    trainer.fit(make(), Batches((2, 3, 4, 4), steps).loader())
-    return meter.seconds / STEPS * 1e3
+    trainer = trainer_on(torch.device("cpu"), max_steps=total, callbacks=[*callbacks, meter], **saves)
+    trainer.fit(make(), Batches((2, 3, 4, 4), total).loader())
+    return meter.seconds / steps * 1e3
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -140,21 +143,25 @@ def main(given: Sequence[str] | None = None) -> None:
     quiet()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        ways: dict[str, Callable[[], float]] = {
-            "bare Lightning": lambda: milliseconds(Bare, []),
-            "gate and GECO": lambda: milliseconds(Trivial, []),
-            "as fit": lambda: milliseconds(Trivial, callbacks_of_fit(Path(folder))),
+        ways: dict[str, tuple[Callable[[], pl.LightningModule], Callable[[], list[pl.Callback]]]] = {
+            "bare Lightning": (Bare, list),
+            "gate and GECO": (Trivial, list),
+            "as fit": (Trivial, lambda: callbacks_of_fit(Path(folder))),
         }
-        found = {name: [way()] for name, way in ways.items()}
-        for _ in range(arguments.rounds - 1):
-            for name, way in ways.items():
-                found[name].append(way())
-        bare = min(found["bare Lightning"])
-        for name, values in found.items():
-            print(f"{name}: {min(values):.2f} ms a step, {min(values) - bare:+.2f} ms")
+        for name, (make, callbacks) in ways.items():
+            profile = cProfile.Profile()
+            milliseconds(make, callbacks(), COUNTED, profile)
+            print(f"{name}: {pstats.Stats(profile).total_calls / COUNTED:.0f} calls a step", flush=True)
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(arguments.rounds):
+            for name, (make, callbacks) in ways.items():
+                found[name].append(milliseconds(make, callbacks()))
+        for name, values in found.items() if arguments.rounds else ():
+            more = min(values) - min(found["bare Lightning"])
+            print(f"{name}: {min(values):.2f} ms a step, {more:+.2f} ms")
         if arguments.profile:
             profile = cProfile.Profile()
-            milliseconds(Trivial, callbacks_of_fit(Path(folder)), profile)
+            milliseconds(Trivial, callbacks_of_fit(Path(folder)), STEPS, profile)
             pstats.Stats(profile).sort_stats("tottime").print_stats(45)
 
 

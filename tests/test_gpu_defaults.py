@@ -19,7 +19,8 @@ from lightning_genesis.callbacks import checkpoints
 from lightning_genesis.callbacks.checkpoints import CheckpointOptions, RunCheckpoints
 from lightning_genesis.commands.options import trainer_defaults
 from lightning_genesis.commands.quiet import quieten
-from lightning_genesis.commands.trainer_options import STEP_HOOKS, settle, without_empty_hooks
+from lightning_genesis.commands.trainer_options import STEP_HOOKS, check_clock, settle, without_empty_hooks
+from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.parallel import not_in_every_forward, send_buffers
 from tests.ranks.tiny import NAMES, tiny
@@ -69,9 +70,20 @@ def test_lightnings_advice_on_an_option_of_ours_is_not_shown() -> None:
         make = logger.makeRecord
         advice = "You are using a CUDA device; you should set `torch.set_float32_matmul_precision('high')`"
         shown = [
-            bool(logger.filter(make("", 20, "", 0, text, (), None))) for text in (advice, "GPU available")
+            bool(logger.filter(make("", 20, "", 0, text, (), None)))
+            for text in (advice, "Using bfloat16 AMP")
         ]
         assert shown == [False, True]
+
+
+def test_validation_by_time_needs_one_clock() -> None:
+    trainer = pl.Trainer(accelerator="cpu", val_check_interval="00:00:10:00", logger=False)
+    check_clock(trainer)
+    several: Any = SimpleNamespace(world_size=2, _val_check_time_interval=trainer._val_check_time_interval)
+    with pytest.raises(ConfigurationError, match=r"^trainer\.val_check_interval: a time, on 2 ranks"):
+        check_clock(several)
+    several._val_check_time_interval = None
+    check_clock(several)
 
 
 class Once(pl.Callback):

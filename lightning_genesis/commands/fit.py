@@ -250,6 +250,7 @@ class ExperimentCLI(LightningCLI):
         """Compares the model with the checkpoint; loads weights to start from."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
+        trainer_options.check_clock(self.trainer)
         self.identity.options = {**options_of(config.as_dict()), "num_ranks": self.trainer.world_size}
         if self.checkpoint is not None:
             self._compare(config.ckpt_path, self.checkpoint)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, Timer
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -101,6 +101,19 @@ def without_empty_hooks(callbacks: Sequence[Callback]) -> None:
         for name in STEP_HOOKS:
             if getattr(type(callback), name) is getattr(Callback, name):
                 setattr(callback, name, None)
+
+
+def check_clock(trainer: Trainer) -> None:
+    """Refuses a validation by time on several ranks: each would look at its own clock, and wait for others.
+
+    Raises:
+        ConfigurationError: saying so.
+    """
+    if trainer.world_size > 1 and getattr(trainer, "_val_check_time_interval", None) is not None:
+        raise ConfigurationError(
+            f"trainer.val_check_interval: a time, on {trainer.world_size} ranks, whose clocks differ; "
+            "expected a number of batches"
+        )
 
 
 def _check_strategy(strategy: Any) -> None:
