@@ -48,4 +48,4 @@ def test_scores_that_are_not_finite_are_never_best() -> None:
     assert best(CheckpointOptions(mode="min"), validations) == -4.0
     callback = RunCheckpoints(Path("unused"), CheckpointOptions())
     callback.load_state_dict({"monitor": "val/elbo", "best": math.inf})  # from before
-    assert callback.state_dict() == {"monitor": "val/elbo", "best": None}
+    assert callback.state_dict() == {"monitor": "val/elbo", "best": None, "best_step": None}

@@ -282,6 +282,7 @@ def test_plain_lines_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal, "FIRST_LINE", 0.0)
+    monkeypatch.setattr(terminal, "SLOWEST", 0.0)
     fit(4, RunBar(), ValidationLine())
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out + captured.err
