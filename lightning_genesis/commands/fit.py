@@ -51,6 +51,7 @@ from lightning_genesis.commands.options import (
     RunOptions,
     check_classes,
     files_first,
+    header_of,
     name_of_run,
     place_given,
     refuse_linked_values,
@@ -388,7 +389,8 @@ class ExperimentCLI(LightningCLI):
         loggers: list[Logger] = [RunCSVLogger(folder, name)]
         if given is None or given is True:
             if self.run_options.wandb:
-                loggers.append(make_wandb_logger(folder, str(self.run_options.name)))
+                about = {**self.run_options.about(), "header": header_of(self.arguments)}
+                loggers.append(make_wandb_logger(folder, str(self.run_options.name), **about))
         else:
             loggers += given if isinstance(given, list) else [given]
         return loggers

@@ -20,6 +20,7 @@ from lightning_genesis.models import SceneModel
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.runs.experiments import find_experiment
 from lightning_genesis.runs.run import place_of
+from lightning_genesis.storage.files import open_regular
 from lightning_genesis.storage.yaml_file import read_mapping
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -57,6 +58,9 @@ class RunOptions:
             in a sweep of W&B.
         root: folder of all runs.
         wandb: log to W&B as well.
+        group: of runs in W&B; a sweep groups its own.
+        tags: of the run in W&B.
+        notes: on the run in W&B; by default the comment at the head of the experiment's file.
 
     Raises:
         ConfigurationError: if the name is none of one folder.
@@ -65,6 +69,9 @@ class RunOptions:
     name: str | None = None
     root: str = "runs"
     wandb: bool = True
+    group: str | None = None
+    tags: list[str] | None = None
+    notes: str | None = None
 
     def __post_init__(self) -> None:
         name = self.name
@@ -73,12 +80,31 @@ class RunOptions:
                 f"run.name={name!r}: expected the name of one folder; --run.root says where it is made"
             )
 
+    def about(self) -> dict[str, Any]:
+        """What W&B is told of the run."""
+        return {"group": self.group, "tags": self.tags, "notes": self.notes}
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.root) / (self.name or "unnamed")
 
 
+def header_of(arguments: Sequence[str]) -> str | None:
+    """The comment at the head of the first `--config`; None where there is none."""
+    for _, name in _values(arguments, ("--config", "-c")):
+        try:
+            with open_regular(name) as file:
+                lines = file.read(LONGEST_HEADER).decode("utf-8", errors="replace").splitlines()
+        except OSError:
+            return None
+        head = [line.lstrip("#").strip() for line in itertools.takewhile(lambda line: line[:1] == "#", lines)]
+        return "\n".join(head).strip() or None
+    return None
+
+
+LONGEST_HEADER = 4000
+"""Bytes of a file in which its header is looked for."""
 FILE_OPTIONS = ("--model", "--data", "--trainer")
 """Options that take the name of a class, or a file of such a section."""
 

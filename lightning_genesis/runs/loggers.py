@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from lightning_fabric.loggers.logger import _DummyExperiment
+from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -113,8 +113,28 @@ class RunCSVLogger(CSVLogger):
             rewrite(path, None, lambda row: _number(row.get("step")) < step)
 
 
+SUMMARIES = {
+    **dict.fromkeys(("val/ari_fg", "val/ari_fg_attention", "val/msc_fg", "val/elbo"), "max,last"),
+    **dict.fromkeys(("val/mse",), "min,last"),
+    **dict.fromkeys(("train/loss",), "last"),
+}
+"""What W&B's table of runs shows of a metric: the best of a run, not only its last value."""
+WANDB_AXIS = "trainer/global_step"
+
+
 class RunWandbLogger(WandbLogger):
     """W&B's logger, except that the run goes on without it when its process has died."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run. When it starts, metrics get their axis, the optimiser's step, and `SUMMARIES`."""
+        starts = self._experiment is None
+        run = super().experiment
+        if starts and callable(getattr(run, "define_metric", None)):
+            for name, summary in SUMMARIES.items():
+                run.define_metric(name, step_metric=WANDB_AXIS, step_sync=True, summary=summary)
+        return run
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -166,12 +186,28 @@ def _number(text: str | None) -> float:
         return float("inf")
 
 
-def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
+def make_wandb_logger(
+    folder: Path,
+    name: str,
+    *,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    notes: str | None = None,
+    header: str | None = None,
+) -> WandbLogger:
     """A W&B logger that neither blocks nor asks: without an account or a connection it works offline.
 
     The id of the run is kept in the folder, so that a resumed run continues it, also from a new place; a copy
     gets an id of its own. `WANDB_MODE`, if set, decides alone; `WANDB_PROJECT` names another project. In a
     sweep of W&B, its agent chooses the id and the project.
+
+    Args:
+        folder: the run's.
+        name: shown for it.
+        group: that it is shown in; `WANDB_RUN_GROUP` if None, which `sweep` sets.
+        tags: of the run.
+        notes: on the run; `header` if None.
+        header: of the experiment's file.
     """
     import wandb
 
@@ -189,6 +225,9 @@ def make_wandb_logger(folder: Path, name: str) -> WandbLogger:
         project=project,
         offline=offline,
         resume="allow",
+        group=group,
+        tags=tags,
+        notes=header if notes is None else notes,
         settings=settings,
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning 2.6 sets it, W&B warns that it means nothing

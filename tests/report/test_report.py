@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -122,6 +125,21 @@ def test_page_says_what_the_tables_say(page: Path) -> None:
     assert re.search(r"Pictures of genesisv2_objectsroom-seed\d, the best of 3 by ARI-FG", text)
     assert "Not as it should be" not in text
     assert "at step 500000, SHA-256" in text
+
+
+def test_a_report_needs_no_torch(runs: list[Path], tmp_path: Path) -> None:
+    """Which takes most of a gigabyte, and longer to import than thirty runs to read."""
+    code = (
+        "import sys; from lightning_genesis.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or bool({'torch', 'wandb', 'pytorch_lightning'} & set(sys.modules)))"
+    )
+    rules = {"headline": ["ari_fg", "elbo"]}  # as `test` stores them
+    folder = make_run(tmp_path, "genesisv2_objectsroom", 0, METRICS, steps=500, pictures=True, rules=rules)
+    words = [sys.executable, "-c", code, "report", str(folder), "--output", str(tmp_path / "out")]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_same_runs_give_the_same_files(page: Path, runs: list[Path], tmp_path: Path) -> None:

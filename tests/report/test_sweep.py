@@ -243,6 +243,26 @@ def test_an_array_of_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert Path("runs/my_experiment-report/report.html").is_file()
 
 
+def test_agents_of_a_wandb_sweep(tmp_path: Path) -> None:
+    """Each task of the array is one agent for one run."""
+    for name in ("srun", "wandb"):
+        last = 'while [ "$1" != wandb ]; do shift; done; exec "$@"' if name == "srun" else 'echo "$@"'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{last}\n")
+        (tmp_path / name).chmod(0o755)
+    script = ROOT / "experiments" / "slurm" / "agents.sbatch"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "8"}
+    task = {**environment, "SLURM_ARRAY_TASK_ID": "1"}
+
+    def submit(own: dict[str, str], *words: str) -> tuple[int, str]:
+        command = ["bash", str(script), *words]
+        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert submit(task, "me/project/sweep") == (0, "agent --count 1 me/project/sweep\n")
+    assert submit(task)[0] != 0
+    assert submit(environment, "me/project/sweep")[0] != 0
+
+
 # ---------------------------------------------------------------- signals
 
 
