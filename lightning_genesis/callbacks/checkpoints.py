@@ -242,8 +242,10 @@ def check_state(trainer: pl.Trainer, module: pl.LightningModule, checkpoint: Map
     Raises:
         NonFiniteError: on all ranks, if weights, moments or objective are not finite on one.
     """
-    buffers = {name for name, _ in module.named_buffers() if not name.startswith("objective.")}
-    found = not_finite(checkpoint, buffers, [name for name, _ in module.named_parameters()])
+    found = not_finite(checkpoint, ())
+    if found:  # to list names costs as much as the look
+        buffers = {name for name, _ in module.named_buffers() if not name.startswith("objective.")}
+        found = not_finite(checkpoint, buffers, [name for name, _ in module.named_parameters()])
     if trainer.strategy.reduce_boolean_decision(not found, all=True):
         return
     cause = f"not finite: {found or 'the state of another rank'}"
