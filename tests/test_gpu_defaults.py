@@ -60,7 +60,7 @@ def test_one_device_unless_more_processes_were_started(
 def test_cudnn_looks_for_fast_algorithms_in_training(
     given: dict[str, Any], trains: bool, expected: bool | None
 ) -> None:
-    assert settle(given, resumes=False, trains=trains).get("benchmark") is expected
+    assert settle(given, "fit" if trains else "test", resumes=False).get("benchmark") is expected
 
 
 def test_lightnings_advice_on_an_option_of_ours_is_not_shown() -> None:
