@@ -317,15 +317,22 @@ SETTINGS = (
 )
 
 
+class Enough(Exception):
+    """An experiment was built; its steps are for another test."""
+
+
 class TwoSteps(ExperimentCLI):
     """Builds an experiment as it is, then trains two steps on batches of two images and fewer slots."""
 
     published: Any
     batch_size: int
     weights: torch.Tensor
+    trains: bool = True
 
     def before_fit(self) -> None:
         self.published, self.batch_size = self.model, self.datamodule.batch_size
+        if not self.trains:
+            raise Enough(self)
         side, num_slots = self.model.image_size, self.model.num_slots
         affordable = max(2, AFFORDABLE_PIXELS // side**2)
         if num_slots > affordable and not (type(self.model).__name__ == "GenesisV2" and side <= 64):
@@ -360,18 +367,51 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("experiments") / "data"
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
-def test_settings_and_two_steps(
-    experiment: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = little_data(experiment)
-    monkeypatch.chdir(tmp_path)
-    args = ["fit", "--config", str(experiment), *options, "--data.root", str(root), "--run.wandb", "false"]
-    args += ["--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu"]
-    built = TwoSteps([*args, "--trainer.enable_progress_bar", "false"])
+def arguments_of(experiment: Path, root: Path) -> list[str]:
+    """A command line that trains two steps of an experiment on few images."""
+    args = ["fit", "--config", str(experiment), *little_data(experiment), "--data.root", str(root)]
+    args += ["--run.wandb", "false", "--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu"]
+    return [*args, "--trainer.enable_progress_bar", "false"]
 
-    if experiment.stem in SETTINGS:
-        check_settings(built, SETTINGS[experiment.stem])
+
+@pytest.mark.parametrize("stem", sorted(SETTINGS))
+def test_settings(stem: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = arguments_of(FOLDER / f"{stem}.yaml", root)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TwoSteps, "trains", False)
+    with pytest.raises(Enough) as built:
+        TwoSteps(arguments)
+    check_settings(built.value.args[0], SETTINGS[stem])
+
+
+def one_of_each() -> set[str]:
+    """Experiments that have every model and every dataset between them, small images first."""
+    found: dict[str, str] = {}
+    large = ("clevr", "sketchy", "apc", "bdvae_shapestacks")
+    order = sorted(
+        NAMES, key=lambda stem: (any(name in stem for name in large), "quickstart" not in stem, stem)
+    )
+    for stem in order:
+        model, _, data = stem.partition("_")
+        for name in (model, data.partition("_")[0]):
+            found.setdefault(name, stem)
+    return set(found.values())
+
+
+QUICK = one_of_each()
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+        for path in EXPERIMENTS
+    ],
+)
+def test_two_steps(experiment: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = arguments_of(experiment, root)
+    monkeypatch.chdir(tmp_path)
+    built = TwoSteps(arguments)
     weights = parameters_to_vector(built.model.parameters()).detach()
     assert built.trainer.global_step == 2
     assert torch.isfinite(weights).all()
