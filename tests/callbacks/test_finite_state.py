@@ -1,5 +1,6 @@
 """Nothing is saved or gone back to before weights, moments and objective were seen to be finite."""
 
+import csv
 import math
 import os
 import subprocess
@@ -21,6 +22,7 @@ from lightning_genesis.storage.checkpoint import read_checkpoint, write_checkpoi
 from lightning_genesis.storage.finite import not_finite
 from tests.callbacks.faulty import Faulty
 from tests.callbacks.test_rollback import BAD_STEP, LAST_STEP, Run, differing
+from tests.ranks.command import PROBE, run, start
 from tests.test_cli import TINY, error_line
 
 NAN, INF = math.nan, math.inf
@@ -33,11 +35,13 @@ class Poison(pl.Callback):
     As an option of the Trainer: `--trainer.callbacks tests.callbacks.test_finite_state.Poison`.
     """
 
-    def __init__(self, place: str = "exp_avg_sq", value: float = NAN, steps: int = BAD_STEP + 1) -> None:
-        self.place, self.value, self.steps = place, value, steps
+    def __init__(
+        self, place: str = "exp_avg_sq", value: float = NAN, steps: int = BAD_STEP + 1, rank: int = 0
+    ) -> None:
+        self.place, self.value, self.steps, self.rank = place, value, steps, rank
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if trainer.global_step != self.steps:
+        if trainer.global_step != self.steps or trainer.global_rank != self.rank:
             return
         if self.place in ("exp_avg", "exp_avg_sq"):
             parameter = dict(pl_module.named_parameters())[WEIGHT]
@@ -189,6 +193,37 @@ def test_a_step_that_runs_away_and_a_moment_before_a_validation(folder: Path) ->
     assert not (folder / "runs/moment/checkpoints/best.ckpt").exists()
     best = read_checkpoint(folder / "runs/back/checkpoints/best.ckpt")
     assert best["global_step"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "rank"), [(WEIGHT, 1), (WEIGHT, 0), ("exp_avg_sq", 0), ("objective.average", 1)]
+)
+def test_what_one_rank_of_two_sees_both_heed(place: str, rank: int, tmp_path: Path) -> None:
+    """After step 4 come a validation and a save; the run stops there on both, or both go back to step 3."""
+    options = {"place": place, "steps": 4, "rank": rank}
+    poison = {"class_path": "tests.callbacks.test_finite_state.Poison", "init_args": options}
+    config = {**TINY, "pictures": {"num_images": 0}, "checkpoint": {"last_every": 1, "keep_every": 1}}
+    config["trainer"] = {
+        **TINY["trainer"],
+        "enable_progress_bar": False,
+        "callbacks": [poison, {"class_path": PROBE, "init_args": {"indexed_noise": False}}],
+    }
+    done = start(tmp_path, "fit", "stops", config, ranks=2)
+    assert done.returncode == 2, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if line.startswith("lightning-genesis: error:")]
+    assert said
+    assert all("step 3: what came of it is not finite" in line for line in said)
+    assert not (tmp_path / "runs/stops/checkpoints/best.ckpt").exists()
+    assert read_checkpoint(tmp_path / "runs/stops/checkpoints/last.ckpt")["global_step"] == 3
+    several = run(tmp_path, "fit", "back", config, "--rollback.max_rollbacks", "1", ranks=2)
+    assert [record["global_step"] for record in several] == [8, 8]
+    for key, value in several[0]["final"].items():
+        assert bool(value.isfinite().all()), key
+        assert torch.equal(value, several[1]["final"][key]), key
+    (row,) = csv.DictReader((tmp_path / "runs/back/rollbacks.csv").read_text().splitlines())
+    assert (row["step"], row["checkpoint_step"]) == ("3", "3")
+    assert_finite_checkpoints(tmp_path / "runs")
 
 
 def test_a_file_that_is_not_finite_is_not_resumed(
