@@ -27,11 +27,13 @@ CASES = [case for case in CASES if case[0] != "EfficientMORL" and case[1].get("e
 def build(name: str, options: Mapping[str, Any]) -> SceneModel:
     model = getattr(models, name)(num_slots=3, image_size=32, **{**tiny(name).options, **options})
     # the step that a Trainer would count
-    model.__class__ = type(name, (type(model),), {"global_step": property(lambda self: 0)})
+    model.__class__ = type(f"{name}WithoutTrainer", (type(model),), {"global_step": property(lambda self: 0)})
     segregation = getattr(model, "segregation", None)
     if segregation is not None:
         kind = type(segregation)
-        segregation.__class__ = type(kind.__name__, (kind,), {"global_step": property(lambda self: 0)})
+        segregation.__class__ = type(
+            f"{kind.__name__}WithoutTrainer", (kind,), {"global_step": property(lambda self: 0)}
+        )
     return model
 
 
