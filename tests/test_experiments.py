@@ -389,7 +389,13 @@ def one_of_each() -> set[str]:
     found: dict[str, str] = {}
     large = ("clevr", "sketchy", "apc", "bdvae_shapestacks")
     order = sorted(
-        NAMES, key=lambda stem: (any(name in stem for name in large), "quickstart" not in stem, stem)
+        NAMES,
+        key=lambda stem: (
+            any(name in stem for name in large),
+            "quickstart" not in stem,
+            "genesisv2" not in stem,  # which costs least
+            stem,
+        ),
     )
     for stem in order:
         model, _, data = stem.partition("_")
@@ -531,7 +537,13 @@ class TestOnce(ExperimentCLI):
         super().before_test()
 
 
-@pytest.mark.parametrize("stem", {data_of(stem): stem for stem in NAMES if protocol_of(stem)}.values())
+@pytest.mark.parametrize(
+    "stem",
+    [
+        pytest.param(stem, marks=[pytest.mark.slow] if "sketchy" in stem or "apc" in stem else [])
+        for stem in {data_of(stem): stem for stem in NAMES if protocol_of(stem)}.values()
+    ],
+)
 def test_protocol_of_the_experiment_fits_its_data(
     stem: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

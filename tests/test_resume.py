@@ -138,7 +138,13 @@ def test_gradient_accumulation_continues(folder: Path, monkeypatch: pytest.Monke
     assert fingerprint(folder / "runs/half") == fingerprint(folder / "runs/accumulated")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT)),
+    ],
+)
 def test_signal_saves_and_leaves_with_75(folder: Path, number: signal.Signals) -> None:
     name = f"signal-{number.name}"
     command = [sys.executable, "-m", "lightning_genesis.cli", "fit", "--config", "experiment.yaml"]

@@ -178,6 +178,7 @@ def test_identity_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 # ---------------------------------------------------------------- two at once
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_until_the_first_dies(
     folder: Path, request: pytest.FixtureRequest
 ) -> None:

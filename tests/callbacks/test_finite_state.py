@@ -163,6 +163,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_step_that_runs_away_and_a_moment_before_a_validation(folder: Path) -> None:
     """In real processes: the two cases of the issue. After step 4 comes a validation."""
     fit = ["fit", "--config", "tiny.yaml", "--checkpoint.last_every", "1", "--checkpoint.keep_every", "1"]
