@@ -94,7 +94,14 @@ def test_a_signal_while_it_starts(number: signal.Signals) -> None:
         "cli.main(['fit'])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(
+            number, signal.SIG_DFL
+        ),  # `nohup pytest` hands on that it is ignored
     )
     assert process.stdout
     assert process.stdout.readline() == "importing\n"
