@@ -68,7 +68,7 @@ def resized_square(picture: Image.Image, size: int, resampling: Image.Resampling
 def read_ids(picture: Image.Image) -> NDArray[np.integer[Any]]:
     """The values of a grey or palette PNG as stored, `[H, W]`; Pillow stretches grey of 2 and 4 bits."""
     assert isinstance(picture, PngImageFile)
-    step = _GREY_STEPS.get(str(picture.tile[0].args), 1) if picture.tile else 1
+    step = _GREY_STEPS.get(str(picture.tile[0][3]), 1) if picture.tile else 1
     return np.asarray(picture).astype(np.uint16) // step
 
 

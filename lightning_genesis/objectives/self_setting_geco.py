@@ -8,6 +8,9 @@ from torch import Tensor
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.objectives.geco import GECO
 
+UNSET = -1e30
+"""A goal that no error meets. Finite: the gate stops a run whose state is not."""
+
 
 class SelfSettingGECO(GECO):
     """GECO whose goal is what the model reaches by itself under a small, fixed β, and a little more.
@@ -71,12 +74,23 @@ class SelfSettingGECO(GECO):
     def bind(self, branches: Sequence[str]) -> None:
         """See `Objective.bind`."""
         super().bind(branches)
-        self.register_buffer("goal_set", torch.full((len(self.branches),), -torch.inf))
-        """Goal of every branch, nats per dimension; minus infinity, which nothing meets, until it is set."""
+        self.register_buffer("goal_set", torch.full((len(self.branches),), UNSET))
+        """Goal of every branch, nats per dimension; `UNSET`, which nothing meets, until it is set."""
 
     def goals(self) -> Tensor:
         """See `GECO.goals`."""
         return self.goal_set
+
+    def log_values(self) -> dict[str, Tensor]:
+        """See `Objective.log_values`; until it is set, the goal is the one that would be set now."""
+        values = super().log_values()
+        for branch, goal in zip(self.branches, self._goal_now(), strict=True):
+            key = f"geco/{branch}/goal"
+            values[key] = torch.where(values[key] == UNSET, goal, values[key])
+        return values
+
+    def _goal_now(self) -> Tensor:
+        return (self.average + self.tolerance * self.average.abs()) / self._num_dimensions
 
     @torch.no_grad()
     def update(self, finite: Tensor | None = None) -> None:
@@ -84,8 +98,7 @@ class SelfSettingGECO(GECO):
         before = self.step.clone()
         super().update(finite)
         due = (self.step > before) & (self.step == self.warmup_steps)
-        goal = (self.average + self.tolerance * self.average.abs()) / self._num_dimensions
-        self.goal_set.copy_(torch.where(due, goal, self.goal_set))
+        self.goal_set.copy_(torch.where(due, self._goal_now(), self.goal_set))
 
     def _moved(self, error: Tensor) -> tuple[Tensor, Tensor]:
         moved = self.smoothing * self.average + (1.0 - self.smoothing) * error

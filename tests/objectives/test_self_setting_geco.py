@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.models import GenesisV2
 from lightning_genesis.objectives import GECO, FixedBeta, Objective, SelfSettingGECO
 from lightning_genesis.objectives.base import objective_from_plain
+from lightning_genesis.objectives.self_setting_geco import UNSET
+from lightning_genesis.storage.finite import not_finite
 from tests.objectives.test_geco import DIMENSIONS, terms
+from tests.test_checkpoint import train
 
 OPTIONS: dict[str, Any] = {"warmup_steps": 5, "warmup_beta": 0.02, "tolerance": 0.03, "smoothing": 0.8}
 
@@ -91,9 +95,25 @@ def test_a_gated_step_neither_counts_nor_sets_the_goal() -> None:
         objective(terms(error), DIMENSIONS)
         objective.update(torch.tensor(False))
     assert objective.step.item() == 1
-    assert objective.goal_set.item() == -math.inf
+    assert objective.goal_set.item() == pytest.approx(UNSET)
+    assert objective.log_values()["geco/a/goal"].item() * DIMENSIONS == pytest.approx(9270.0)
     step(objective, 9000.0)
     assert objective.goal_set.item() * DIMENSIONS == pytest.approx(9270.0)
+
+
+def test_the_gate_lets_it_train() -> None:
+    """Its state is finite from the start; a goal of minus infinity once stopped every run at step 0."""
+    model = GenesisV2(
+        num_slots=3,
+        image_size=32,
+        latent_dim=8,
+        feature_dim=8,
+        objective=SelfSettingGECO(warmup_steps=1, warmup_beta=0.5),
+    )
+    assert not not_finite({"objective": model.objective.state_dict()})
+    train(model)
+    assert model.objective.state_dict()["step"] == 1
+    assert model.objective.state_dict()["goal_set"].item() > 0.9 * UNSET
 
 
 def test_it_is_named_in_files_and_refuses_what_makes_no_sense() -> None:
