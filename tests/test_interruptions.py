@@ -117,6 +117,7 @@ def test_a_terminal_that_is_closed(folder: Path) -> None:
 
     def take_the_terminal() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as above
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), end)
