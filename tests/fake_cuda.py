@@ -110,5 +110,10 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
         patch.setattr(torch.backends.cudnn, "enabled", False)
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            yield mode
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                yield mode
+        except RuntimeError as error:  # an older torch runs what it has no fake kernel of, on a real device
+            if "Found no NVIDIA driver" not in str(error):
+                raise
+            pytest.skip("this torch has no fake kernel of one of the operators")
