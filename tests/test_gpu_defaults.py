@@ -281,12 +281,13 @@ def means_of(model: SceneModel) -> list[torch.Tensor]:
     return [value for name, value in model.named_buffers() if name.endswith("running_mean")]
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_running_means_of_the_first(tmp_path: Path) -> None:
     model = models.Genesis(3, 32, mask_dim=8, component_dim=8, norm="batch")
     assert means_of(model)
-    # forked: what is imported already need not be imported twice more
+    # not forked: a lock that another thread of this process holds would never be let go
     torch.multiprocessing.start_processes(
-        rank_with_means_of_its_own, (model, f"file://{tmp_path / 'ranks'}"), nprocs=2, start_method="fork"
+        rank_with_means_of_its_own, (model, f"file://{tmp_path / 'ranks'}"), nprocs=2, start_method="spawn"
     )
 
 
