@@ -266,7 +266,12 @@ def test_running_means_go_to_all_before_an_evaluation(
     assert not sent
 
 
-def rank_with_means_of_its_own(rank: int, model: SceneModel, meeting: str) -> None:
+def with_batch_norm() -> SceneModel:
+    return models.Genesis(3, 32, mask_dim=8, component_dim=8, norm="batch")
+
+
+def rank_with_means_of_its_own(rank: int, meeting: str) -> None:
+    model = with_batch_norm()
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     for value in means_of(model):
         value.fill_(5.0 - rank)
@@ -283,11 +288,10 @@ def means_of(model: SceneModel) -> list[torch.Tensor]:
 
 @pytest.mark.slow
 def test_two_ranks_have_the_running_means_of_the_first(tmp_path: Path) -> None:
-    model = models.Genesis(3, 32, mask_dim=8, component_dim=8, norm="batch")
-    assert means_of(model)
+    assert means_of(with_batch_norm())
     # not forked: a lock that another thread of this process holds would never be let go
     torch.multiprocessing.start_processes(
-        rank_with_means_of_its_own, (model, f"file://{tmp_path / 'ranks'}"), nprocs=2, start_method="spawn"
+        rank_with_means_of_its_own, (f"file://{tmp_path / 'ranks'}",), nprocs=2, start_method="spawn"
     )
 
 
