@@ -111,4 +111,4 @@ def test_the_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
     run("fit", "--config", "experiments/quickstart.yaml", *steps)
     assert (empty / "runs" / "quickstart-seed0" / "checkpoints" / "last.ckpt").is_file()
     run("demo", "--minutes", "1")
-    assert (empty / "runs" / "demo-1" / "pictures" / "shipped_samples.png").is_file()
+    assert (empty / "runs" / "demo-1" / "pictures" / "demo.png").is_file()

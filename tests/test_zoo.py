@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import lightning_genesis
 from benchmarks.zoo_entry import score
 from lightning_genesis.cli import main
+from lightning_genesis.commands import demo
+from lightning_genesis.figures.walk import PERIOD
 from lightning_genesis.runs import zoo
 from lightning_genesis.runs.experiments import find_experiment
+from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.zoo import KEYS, find_in_zoo, find_weights, list_zoo, zoo_folder
 
 NAMES = [card.name for card in list_zoo()]
@@ -68,6 +72,36 @@ def test_the_commands_take_its_names(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().out
     assert "Apache-2.0" in told
     assert str(find_weights(f"zoo:{FIRST}")) in told
+
+
+@pytest.mark.parametrize(
+    ("name", "prior"),
+    [
+        (card.name, path.parent.name)
+        for card in list_zoo()
+        for path in card.folder.glob("priors/*/config.json")
+    ],
+)
+def test_priors_that_come_along_belong_to_the_weights(name: str, prior: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "samples")
+    given = ["sample", f"zoo:{name}", "--prior", prior, "--num_images", "2", "--device", "cpu"]
+    assert main([*given, "--output", output]) == 0
+    assert (tmp_path / "samples" / "samples.png").is_file()
+
+
+def test_the_demo_shows_the_weights_that_come_along(tmp_path: Path) -> None:
+    model, data = lightning_genesis.load(f"zoo:{FIRST}")
+    data.root, data.train_size, data.test_size = tmp_path, 8, 8
+    data.prepare()
+    weights = find_weights(f"zoo:{FIRST}")
+    assert f"zoo:{FIRST}" == demo.SHIPPED
+    used = use_prior(model, weights, demo.PRIOR, weights)
+    assert used["name"] == demo.PRIOR
+    picture, walk = demo.draw({"shipped weights": model}, data, tmp_path / "pictures", num_images=2)
+    with Image.open(picture) as found:
+        assert found.height > 4 * 96  # two images, two samples
+    with Image.open(walk) as found:
+        assert getattr(found, "n_frames", 1) == 4 * PERIOD
 
 
 @pytest.mark.parametrize(

@@ -6,25 +6,39 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import Trainer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from data_modules import SceneDataModule
 from lightning_genesis.commands.arguments import CommandParser, check_numbers
 from lightning_genesis.commands.fit import ExperimentCLI
-from lightning_genesis.figures.drawing import reconstruction_grid, sample_grid, write_picture
+from lightning_genesis.figures import random_walk, walk_frames, write_gif
+from lightning_genesis.figures.drawing import reconstruction_grid, sample_grid, stack, titled, write_picture
+from lightning_genesis.figures.walk import PERIOD
 from lightning_genesis.models import SceneModel
 from lightning_genesis.runs.experiments import experiments_folder
 from lightning_genesis.runs.loading import load
+from lightning_genesis.runs.priors import use_prior
+from lightning_genesis.runs.zoo import find_weights
 from lightning_genesis.scene import IndexedNoise
 
 SHIPPED = "zoo:genesis-v2_sprites"
+PRIOR = "set_flow"
+"""Fitted to the shipped model's slots; it comes along too."""
+NEXT = (
+    "sample {shipped} --prior {prior} --output new-scenes",
+    "fit --config quickstart --data ImageFolder --data.folder PICTURES --data.image_size 32 "
+    "--data.num_slots 4 --run.name own",
+    "report {run} --output report",
+)
+"""Commands for who has seen the demo."""
 COLUMNS = {
     "MSE": "test/mse",
     "ELBO": "test/elbo",
-    "ARI-FG decoded": "test/ari_fg",
-    "ARI-FG attention": "test/ari_fg_attention",
-    "mSC-FG decoded": "test/msc_fg",
+    "ARI-FG": "test/ari_fg",
+    "by attention": "test/ari_fg_attention",
+    "mSC-FG": "test/msc_fg",
 }
 
 
@@ -53,12 +67,14 @@ def main(args: Sequence[str]) -> None:
         "untrained": _scores(untrained.trainer),
         f"trained {trained.trainer.global_step} steps": _scores(tested.trainer),
     }
-    names = ("initial_masks", "test_reconstructions", "test_samples")
-    pictures = [run / "pictures" / f"{name}.png" for name in names]
     model, data = load(SHIPPED)
+    weights = find_weights(SHIPPED)
+    use_prior(model, weights, PRIOR, weights)
     data.root = tested.datamodule.root
-    rows[f"shipped weights ({model.hparams['num_slots']} slots)"] = score(model, data)
-    pictures += draw(model, data, run / "pictures")
+    rows["shipped weights"] = score(model, data)
+    own = f"yours, {trained.trainer.global_step:,} steps"
+    pictures = draw({own: tested.model.eval(), "shipped weights": model}, data, run / "pictures")
+    pictures += [run / "pictures" / f"{name}.png" for name in ("test_reconstructions", "test_samples")]
     show(type(trained.model).__name__, rows, pictures, run)
 
 
@@ -95,21 +111,31 @@ def constant_image_error(data: SceneDataModule) -> float:
 
 
 @torch.no_grad()
-def draw(model: SceneModel, data: SceneDataModule, folder: Path, num_images: int = 8) -> list[Path]:
-    """Reconstructions of test images and samples, as two pictures."""
+def draw(
+    models: dict[str, SceneModel], data: SceneDataModule, folder: Path, num_images: int = 4
+) -> list[Path]:
+    """What models make of the same test images, and what the last of them imagines, by their names.
+
+    Returns:
+        the picture of all this, and a walk through the scenes of the last.
+    """
     batch = data.examples("test", num_images)
     images = batch["image"].float() / 255.0
-    scene = model(images, IndexedNoise(0, batch["index"]))
+    parts = []
+    for name, model in models.items():
+        scene = model(images, IndexedNoise(0, batch["index"]))
+        parts.append(titled(f"{name}: test images taken apart", reconstruction_grid(images, scene)))
     samples = model.sample(num_images, noise=IndexedNoise(1, range(num_images)))
-    paths = [folder / "shipped_reconstructions.png", folder / "shipped_samples.png"]
-    write_picture(paths[0], reconstruction_grid(images, scene))
-    write_picture(paths[1], sample_grid(samples))
+    parts.append(titled(f"{name}, prior {PRIOR}: new scenes", sample_grid(samples)))
+    paths = [folder / "demo.png", folder / "walk.gif"]
+    write_picture(paths[0], stack(parts))
+    write_gif(paths[1], walk_frames(random_walk(model, 4 * PERIOD)))
     return paths
 
 
 def show(kind: str, rows: dict[str, dict[str, float]], pictures: list[Path], run: Path) -> None:
     """Prints the table and where everything is."""
-    table = Table("", *COLUMNS, title=f"{kind}, test split")
+    table = Table("", *COLUMNS, title=f"{kind}, test split", box=SIMPLE_HEAD)
     for name, values in rows.items():
         cells = [f"{values[key]:.4g}" if key in values else "" for key in COLUMNS.values()]
         table.add_row(name, *cells)
@@ -117,8 +143,11 @@ def show(kind: str, rows: dict[str, dict[str, float]], pictures: list[Path], run
     console.print(table)
     if history := losses(run):
         console.print(f"loss: {history[0]:.4g} -> {history[-1]:.4g} nats per image")
-    console.print("Of the small models in docs/results.md this one segments best in five minutes.")
     console.print("Masks that know nothing of objects score above 0 too: compare with the untrained row.")
     console.print(f"run folder: {run}")
     for path in pictures:
         console.print(f"  {path}")
+    console.print("to try next:")
+    for command in NEXT:
+        filled = command.format(shipped=SHIPPED, prior=PRIOR, run=run)
+        console.print(f"  lightning-genesis {filled}", markup=False)
