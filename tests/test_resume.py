@@ -40,9 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_equal_runs(folder: Path, name: str) -> None:
-    whole, found = (fingerprint(folder / "runs" / run) for run in ("whole", name))
-    assert {part for part in whole.keys() | found.keys() if whole.get(part) != found.get(part)} == set()
+def assert_equal_runs(folder: Path, name: str, undisturbed: str = "whole") -> None:
+    whole, found = (fingerprint(folder / "runs" / run) for run in (undisturbed, name))
+    differing = {part for part in whole.keys() | found.keys() if whole.get(part) != found.get(part)}
+    rows = zip(whole["log"], found["log"], strict=False)
+    assert not differing, (differing, [pair for pair in rows if pair[0] != pair[1]][:2])
 
 
 def test_the_fingerprint_sees_a_difference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +121,6 @@ def test_any_checkpoint_continues(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["log"] == [row for row in whole["log"] if int(row["step"]) >= first]
 
 
-@pytest.mark.slow  # alone it passes; in the company of the file it failed twice, why is not known yet
 def test_gradient_accumulation_continues(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     accumulate = ("--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "9")
@@ -136,7 +137,7 @@ def test_gradient_accumulation_continues(folder: Path, monkeypatch: pytest.Monke
     with pytest.raises(Died):
         fit("half", *accumulate)
     assert fit("half", *accumulate) == 0
-    assert fingerprint(folder / "runs/half") == fingerprint(folder / "runs/accumulated")
+    assert_equal_runs(folder, "half", "accumulated")
 
 
 @pytest.mark.parametrize(
