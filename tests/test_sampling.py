@@ -32,6 +32,7 @@ def small(kind: type[SceneModel], **options: Any) -> SceneModel:
         "EfficientMORL": {"latent_dim": 8, "feature_dim": 8, "decoder_dim": 8},
         "SceneGenesis": {"mask_dim": 8, "component_dim": 4, "feature_dim": 8, "scene_dim": 6},
         "SceneGenesisV2": {"latent_dim": 8, "feature_dim": 8, "scene_dim": 6},
+        "FlowGenesisV2": {"latent_dim": 8, "feature_dim": 8, "flow_width": 8},
         "SRI": {"encoder_options": {"latent_dim": 8, "feature_dim": 8}, "scene_dim": 6, "hidden_dim": 16},
     }
     return kind(num_slots=3, image_size=32, **{**sizes.get(kind.__name__, {}), **options}).eval()

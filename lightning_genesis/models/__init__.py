@@ -2,6 +2,7 @@
 
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.emorl import EfficientMORL
+from lightning_genesis.models.flow_prior import FlowGenesisV2
 from lightning_genesis.models.genesis import Genesis
 from lightning_genesis.models.genesis_v2 import GenesisV2
 from lightning_genesis.models.monet import MONet
@@ -14,6 +15,7 @@ __all__ = [
     "SRI",
     "VAE",
     "EfficientMORL",
+    "FlowGenesisV2",
     "Genesis",
     "GenesisV2",
     "MONet",
