@@ -97,6 +97,7 @@ def test_gradient_norms_in_float64(constrained: bool, norms: tuple[float, ...]) 
         assert_near(found, expected, PRINTED)
 
 
+@pytest.mark.slow  # in float64, smaller, in `test_published_sri_in_float64.py`
 def test_clevr6() -> None:
     step = Step(CLEVR6, constrained=False)
     check(step, 382845.2, 109227.8, 72.45284, [1.387165], [38415.19, 108.3810])
