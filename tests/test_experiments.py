@@ -389,10 +389,10 @@ def one_of_each() -> set[str]:
         ),
     )
     for stem in order:
-        model, _, data = stem.partition("_")
-        for name in (model, data.partition("_")[0]):
-            found.setdefault(name, stem)
-    del found["sriemorl"]  # `tests/models/test_sri_emorl.py` trains it on small images
+        name, _, data = stem.partition("_")
+        model = SETTINGS[stem].model if stem in SETTINGS else name
+        for key in (model, data.partition("_")[0]):
+            found.setdefault(key, stem)
     return set(found.values())
 
 

@@ -137,6 +137,7 @@ def test_both_finders_and_averaged_weights(
     assert differing(plain, found) == set()
 
 
+@pytest.mark.slow  # four runs of many steps; above, the finders leave no trace
 def test_a_run_with_finders_is_resumed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the batch size and the learning rate that were found, under a schedule, as if not stopped.
 

@@ -496,7 +496,7 @@ def test_bfloat16_leaves_the_terms_in_float32(options: dict[str, Any]) -> None:
     [
         ("eager", {}),
         ("eager", {"num_slots": 1}),
-        # GENESIS-V2 and VAE have the backward in the graph meanwhile
+        # the VAE has the backward in the graph meanwhile
         pytest.param("aot_eager", {}, marks=pytest.mark.slow),
         pytest.param("eager", {"two_stage": False}, marks=pytest.mark.slow),
     ],

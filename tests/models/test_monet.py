@@ -403,7 +403,7 @@ def test_bfloat16_leaves_the_terms_in_float32(options: dict[str, Any]) -> None:
     ("backend", "mask_prior"),
     [
         ("eager", "scope"),
-        # GENESIS-V2 and VAE have the backward in the graph meanwhile
+        # the VAE has the backward in the graph meanwhile
         pytest.param("aot_eager", "softmax", marks=pytest.mark.slow),
     ],
 )

@@ -337,7 +337,7 @@ def test_bfloat16_leaves_the_terms_in_float32(implementation: Any) -> None:
     ("backend", "options"),
     [
         ("eager", {"implementation": "emorl"}),
-        # GENESIS-V2 and VAE have the backward in the graph meanwhile
+        # the VAE has the backward in the graph meanwhile
         pytest.param("aot_eager", {"encoder_stages": 1}, marks=pytest.mark.slow),
     ],
 )

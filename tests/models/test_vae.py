@@ -194,7 +194,7 @@ def test_bfloat16_leaves_the_terms_in_float32(decoder: str) -> None:
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
 
 
-@both
+@pytest.mark.parametrize("decoder", few(["broadcast", "deconv"], "broadcast"))
 def test_encoder_to_decoder_is_one_graph(decoder: str) -> None:
     torch._dynamo.reset()
     model, images = small_model(decoder).train(), batch_of(2)
