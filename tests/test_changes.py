@@ -20,6 +20,7 @@ from lightning_genesis.models import SlotAttention
 from lightning_genesis.runs.identity import compare, options_of
 from lightning_genesis.runs.results import read_results
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from tests.quick import few
 
 OLD = Path(__file__).parent / "data" / "slot_attention_0.1.ckpt"
 TINY: dict[str, Any] = {
@@ -156,27 +157,40 @@ def test_another_batch_size_goes_on_among_the_same_images(
 
 @pytest.mark.parametrize(
     ("args", "line"),
-    [
-        (["--model.learning_rate", "1e-4"], "model.learning_rate was 0.001 in training and is 0.0001 here"),
-        (["--data.seed", "3"], "data.seed was 0 in training and is 3 here"),
-        (
-            ["--trainer.precision", "bf16-mixed"],
-            "trainer.precision was None in training and is bf16-mixed here",
-        ),
-        (["--trainer.accumulate_grad_batches", "2"], "--change trainer.accumulate_grad_batches"),
-        (["--trainer.gradient_clip_val", "1"], "--change trainer.gradient_clip_val"),
-        (["--seed_everything", "5"], "seed_everything was 0 in training and is 5 here"),
-        (["--model.objective.goal", "0.1"], "model.objective.goal"),
-        (
-            ["--model.optimizer", "SGD", "--change", "optimizer"],
-            "--change optimizer: cannot be changed in a run",
-        ),
-        (["--change", "learning_rat"], "no option that a run is compared by (did you mean learning_rate?)"),
-        (
-            ["--trainer.devices", "2", "--trainer.strategy", "ddp"],
-            "num_ranks was 1 in training and is 2 here",
-        ),
-    ],
+    few(
+        [
+            (
+                ["--model.learning_rate", "1e-4"],
+                "model.learning_rate was 0.001 in training and is 0.0001 here",
+            ),
+            (["--data.seed", "3"], "data.seed was 0 in training and is 3 here"),
+            (
+                ["--trainer.precision", "bf16-mixed"],
+                "trainer.precision was None in training and is bf16-mixed here",
+            ),
+            (["--trainer.accumulate_grad_batches", "2"], "--change trainer.accumulate_grad_batches"),
+            (["--trainer.gradient_clip_val", "1"], "--change trainer.gradient_clip_val"),
+            (["--seed_everything", "5"], "seed_everything was 0 in training and is 5 here"),
+            (["--model.objective.goal", "0.1"], "model.objective.goal"),
+            (
+                ["--model.optimizer", "SGD", "--change", "optimizer"],
+                "--change optimizer: cannot be changed in a run",
+            ),
+            (
+                ["--change", "learning_rat"],
+                "no option that a run is compared by (did you mean learning_rate?)",
+            ),
+            (
+                ["--trainer.devices", "2", "--trainer.strategy", "ddp"],
+                "num_ranks was 1 in training and is 2 here",
+            ),
+        ],
+        ["--model.learning_rate", "1e-4"],
+        ["--seed_everything", "5"],
+        ["--model.objective.goal", "0.1"],
+        ["--model.optimizer", "SGD", "--change", "optimizer"],
+        ["--change", "learning_rat"],
+    ),
 )
 def test_what_is_not_named_is_refused(
     go_on: Fit, capsys: pytest.CaptureFixture[str], args: list[str], line: str
@@ -211,6 +225,7 @@ def test_other_images_and_an_emptied_optimiser_are_refused(
     assert "the state of its optimiser is empty after 8 steps" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # what is compared is a table, and the other tests resume runs
 def test_what_may_differ_is_not_asked_for(go_on: Fit) -> None:
     free = ["--trainer.val_check_interval", "3", "--checkpoint.last_every", "5", "--data.num_workers", "1"]
     assert go_on(*free, "--trainer.log_every_n_steps", "2") == 0

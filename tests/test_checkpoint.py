@@ -31,6 +31,7 @@ from lightning_genesis.storage.checkpoint import (
     write_checkpoint,
     write_weights,
 )
+from tests.ranks.tiny import tiny
 from tests.tiny_checkpoint import same, train
 
 TINY: dict[str, Any] = {"num_slots": 3, "image_size": 32, "feature_dim": 8, "latent_dim": 8}
@@ -116,7 +117,7 @@ def test_other_machines_are_refused_in_one_line() -> None:
 @pytest.mark.parametrize("name", sorted(set(models.__all__) - {"SceneModel"}))
 def test_every_model(name: str, tmp_path: Path) -> None:
     """Trained by a plain Trainer: the file holds plain data and tensors only, and gives the model back."""
-    model: SceneModel = getattr(models, name)(num_slots=3, image_size=32)
+    model: SceneModel = getattr(models, name)(num_slots=3, image_size=32, **tiny(name).options)
     plain, ours = tmp_path / "plain.ckpt", tmp_path / "ours.ckpt"
     trainer = train(model)
     trainer.save_checkpoint(plain)

@@ -16,6 +16,7 @@ from lightning_genesis.cli import COMMANDS, main
 from lightning_genesis.commands.fit import files_first
 from lightning_genesis.runs.loading import load
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from tests.quick import few
 
 TINY = {
     "model": {
@@ -129,6 +130,7 @@ def test_run_folder(trained: Path) -> None:
     assert "num_slots" not in config["model"]["init_args"]  # it belongs to the data
 
 
+@pytest.mark.slow  # the next test makes the run again, and `tests/test_resume.py` one of another seed
 def test_same_seed_same_run(trained: Path, command: Command, folder: Path) -> None:
     assert command("fit", "--run.name", "again") == 0
     again = folder / "runs" / "again"
@@ -148,7 +150,7 @@ def test_saved_config_makes_the_run_again(trained: Path, command: Command, folde
     assert_equal_states(weights(trained / "checkpoints/last.ckpt"), weights(again))
 
 
-@pytest.mark.parametrize("stop", [3, 6])
+@pytest.mark.parametrize("stop", few([3, 6], 6))
 def test_resume_continues_bit_for_bit(trained: Path, command: Command, folder: Path, stop: int) -> None:
     name = f"stopped-{stop}"
     assert command("fit", "--run.name", name, "--trainer.max_steps", str(stop)) == 0
@@ -174,6 +176,7 @@ def test_resume_finds_nothing_and_starts(command: Command, folder: Path) -> None
     assert (folder / "runs/fresh/checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.slow  # `tests/test_evaluation_ranks.py` does so for each kind of model
 def test_test_twice_is_identical_and_batch_size_does_not_matter(
     trained: Path, command: Command, folder: Path
 ) -> None:
@@ -410,6 +413,7 @@ def test_file_in_place_of_the_runs_folder(command: Command, capsys: pytest.Captu
     assert "tiny.yaml/nowhere: Not a directory" in error_line(capsys)
 
 
+@pytest.mark.slow  # `tests/test_run_folder.py` renames one run, and copies another
 def test_a_moved_run_goes_on_from_anywhere(
     folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,9 +101,7 @@ def check_finders(root: Path, folder: Path, name: str, objective: str, **options
     assert differing(plain, found) == set()
 
 
-@pytest.mark.parametrize(
-    ("name", "objective"), [("GenesisV2", "GECO"), ("SlotAttention", "fixed"), ("EfficientMORL", "softplus")]
-)
+@pytest.mark.parametrize(("name", "objective"), [("GenesisV2", "GECO")])
 def test_training_after_finders_is_training_without(
     root: Path, name: str, objective: str, tmp_path: Path
 ) -> None:
@@ -139,6 +137,7 @@ def test_both_finders_and_averaged_weights(
     assert differing(plain, found) == set()
 
 
+@pytest.mark.slow  # four runs of many steps; above, the finders leave no trace
 def test_a_run_with_finders_is_resumed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the batch size and the learning rate that were found, under a schedule, as if not stopped.
 

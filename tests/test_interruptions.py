@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import yaml
 
 from lightning_genesis.cli import main
+from lightning_genesis.models import SceneModel
 from lightning_genesis.runs.run import read_last_good
 from lightning_genesis.storage.checkpoint import read_checkpoint
 from tests.test_cli import TINY, error_line, rows
@@ -152,15 +153,20 @@ def test_a_loader_that_is_killed(folder: Path) -> None:
 
 def test_a_process_of_wandb_that_is_killed(folder: Path) -> None:
     """The run goes on; the CSV file has everything."""
-    process = start(folder, "--run.wandb", "true", "--trainer.log_every_n_steps", "1")
-    wait_for(process, folder, 5)
+    process = start(
+        folder, "--run.wandb", "true", "--trainer.log_every_n_steps", "1", "--checkpoint.keep_every", "1"
+    )
+    wait_for(process, folder, 2)
     services = children(process.pid, "wandb-core")
     assert services
     for service in services:
         os.kill(service, signal.SIGKILL)
     said = folder / "said.txt"
+    while process.poll() is None and "does not answer" not in said.read_text():
+        time.sleep(0.05)
     checkpoints = folder / "runs/run/checkpoints"
-    while process.poll() is None and not (checkpoints / "step-200.ckpt").is_file():
+    before = len([*checkpoints.iterdir()])
+    while process.poll() is None and len([*checkpoints.iterdir()]) < before + 5:  # it goes on
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
@@ -169,6 +175,24 @@ def test_a_process_of_wandb_that_is_killed(folder: Path) -> None:
     assert said.read_text().count("does not answer") == 1
     logged = rows(folder / "runs/run/metrics.csv")
     assert [int(row["step"]) for row in logged if row["train/loss"]] == list(range(step))
+
+
+def test_a_signal_that_a_kept_checkpoint_meets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Saving it looks at what the step left, the request to stop too: `last.ckpt` is of that step as well."""
+    original = SceneModel.training_step
+
+    def is_told(model: SceneModel, *args: Any) -> Any:
+        if model.global_step == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(model, *args)
+
+    monkeypatch.setattr(SceneModel, "training_step", is_told)
+    fit = ["fit", "--config", "tiny.yaml", "--run.name", "run", "--checkpoint.keep_every", "1"]
+    assert main([*fit, "--checkpoint.last_every", "3"]) == 75
+    assert saved(folder) == 5
+    assert "stopped after step 5, saved in runs/run/checkpoints/last.ckpt" in error_line(capsys)
 
 
 class Remove(pl.Callback):

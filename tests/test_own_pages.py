@@ -59,6 +59,7 @@ def test_your_own_model(here: Path) -> None:
     assert type(model).__name__ == "SlotVAE"
 
 
+@pytest.mark.slow  # in this process, `tests/test_checkpoint.py` refuses what it does not know
 def test_weights_alone_import_nothing(here: Path) -> None:
     """In a process of its own: the class is neither ours nor imported there."""
     if not (here / "mine.safetensors").is_file():

@@ -294,6 +294,7 @@ def test_defaults_of_fid_are_the_papers() -> None:
     assert (fid.num_images, fid.temperature, fid.roundings) == (10_000, 1.0, ("truncate", "round"))
 
 
+@pytest.mark.slow  # `tests/test_evaluation_ranks.py` does so for each kind of model
 def test_twice_the_same_bytes_and_any_batch_size(evaluate: Command, run: Path) -> None:
     def contents(*args: str) -> list[bytes]:
         assert evaluate("--protocol", "sri", "--importance_samples", "3", *args) == 0

@@ -56,16 +56,22 @@ def test_the_fingerprint_sees_a_difference(folder: Path, monkeypatch: pytest.Mon
     assert len(whole["log"]) == STEPS + STEPS // 7
 
 
-@pytest.mark.parametrize("step", [1, 7, 13])
+QUICK = {
+    "on_after_backward": 7,
+    "on_train_batch_end": 7,
+    "validation_step": 7,
+    "on_validation_epoch_end": 13,
+    "on_save_checkpoint": 1,
+}
+"""Each hook once, before, at and after a validation; in `training_step` dies `test_dies_again_and_again`."""
+
+
 @pytest.mark.parametrize(
-    "hook",
+    ("hook", "step"),
     [
-        "training_step",
-        "on_after_backward",
-        "on_train_batch_end",
-        "validation_step",
-        "on_validation_epoch_end",
-        "on_save_checkpoint",
+        pytest.param(hook, step, marks=[] if QUICK.get(hook) == step else [pytest.mark.slow])
+        for hook in ("training_step", *QUICK)
+        for step in ((7, 13) if "validation" in hook else (1, 7, 13))  # the first validation is after 7 steps
     ],
 )
 def test_dies_in_a_hook(folder: Path, monkeypatch: pytest.MonkeyPatch, hook: str, step: int) -> None:
@@ -140,13 +146,8 @@ def test_gradient_accumulation_continues(folder: Path, monkeypatch: pytest.Monke
     assert_equal_runs(folder, "half", "accumulated")
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGTERM,
-        *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT)),
-    ],
-)
+@pytest.mark.slow  # `tests/test_interruptions.py` stops a run with SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signal_saves_and_leaves_with_75(folder: Path, number: signal.Signals) -> None:
     name = f"signal-{number.name}"
     command = [sys.executable, "-m", "lightning_genesis.cli", "fit", "--config", "experiment.yaml"]

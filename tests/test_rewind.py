@@ -60,6 +60,7 @@ def test_everything_is_taken_up(folder: Path, fit: Fit) -> None:
     assert logged_steps(folder / "runs/first") == [1, 3, 5, 7]  # and that run is as it was
 
 
+@pytest.mark.slow  # that the others are alike is no accident
 def test_other_batches_give_another_run(folder: Path, fit: Fit) -> None:
     """Which is the point: the same again would fail again."""
     start = folder / "runs/first/checkpoints/step-4.ckpt"

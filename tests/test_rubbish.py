@@ -32,6 +32,7 @@ from lightning_genesis.errors import CheckpointError
 from lightning_genesis.models import GenesisV2, SceneModel
 from lightning_genesis.runs.loading import load
 from lightning_genesis.storage.checkpoint import read_checkpoint, write_checkpoint, write_weights
+from tests.quick import few
 from tests.tiny_checkpoint import same, train
 
 CPU_SECONDS, SECONDS = 60.0, 600.0
@@ -202,7 +203,7 @@ def sweep(path: Path, cases: list[Damage], folder: Path) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.parametrize("name", ["sealed", "plain"])
+@pytest.mark.parametrize("name", few(["sealed", "plain"], "sealed"))
 def test_damaged_checkpoints(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     path: Path = request.getfixturevalue(name)
     data, draw = path.read_bytes(), random.Random(0)
@@ -535,7 +536,7 @@ def test_the_attacks_are_real(tmp_path: Path, name: str, format: str) -> None:
     assert marker.exists()
 
 
-@pytest.mark.parametrize("format", ["pickle", "sealed"])
+@pytest.mark.parametrize("format", few(["pickle", "sealed"], "sealed"))
 def test_no_code_runs_in_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], format: str
 ) -> None:

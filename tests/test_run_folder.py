@@ -66,11 +66,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_renamed_run_is_evaluated_with_its_own_weights(folder: Path) -> None:
-    """In real processes: its checkpoint, the place of its result, its name and its seed."""
+def test_a_renamed_run_is_evaluated_with_its_own_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Its checkpoint, the place of its result, its name and its seed."""
+    monkeypatch.chdir(folder)
     runs = folder / "runs"
-    said = command(folder, "test", "--config", "runs/exp-old/config.yaml", "--ckpt_path", "best")
-    assert "untrained" not in said
+    assert main(["test", "--config", "runs/exp-old/config.yaml", "--ckpt_path", "best"]) == 0
+    assert not [warning for warning in recwarn if "untrained" in str(warning.message)]
     (file,) = (runs / "exp-old/metrics").glob("*.json")
     result = json.loads(file.read_text())
     assert (result["run"], result["seed"], result["experiment"]) == ("exp-old", 0, "exp-old")
@@ -93,12 +96,15 @@ def test_a_renamed_run_goes_on_from_its_own_checkpoint(folder: Path, monkeypatch
     assert yaml.safe_load((runs / "exp-old/config.yaml").read_text())["run"]["name"] == "exp-old"
 
 
-def test_a_copied_run_is_a_run_of_its_own(folder: Path) -> None:
+def test_a_copied_run_is_a_run_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     runs = folder / "runs"
     identity = (runs / "exp/wandb-id.txt").read_text()
     go_on = ["--ckpt_path", "last", "--trainer.max_steps", "8"]
-    said = command(runs / "exp-copy", "fit", "--config", "config.yaml", *go_on, "--data.root", "../../data")
-    assert f"is a copy of {runs / 'exp'}; it goes on as a run of its own" in said
+    monkeypatch.chdir(runs / "exp-copy")
+    assert main(["fit", "--config", "config.yaml", *go_on, "--data.root", "../../data"]) == 0
+    assert f"is a copy of {runs / 'exp'}; it goes on as a run of its own" in caplog.text
     assert last(runs / "exp-copy")["global_step"] == 8
     assert last(runs / "exp")["global_step"] == 6
     assert (runs / "exp/wandb-id.txt").read_text() == identity
@@ -211,10 +217,10 @@ def test_lock_leaves_no_folder_behind(tmp_path: Path) -> None:
     with writing(tmp_path / "runs/a"):
         (tmp_path / "runs/a/metrics.csv").write_text("step\n")
     assert (tmp_path / "runs/a/metrics.csv").is_file()
-    code = (
-        "from pathlib import Path; from lightning_genesis.runs.lock import writing; "
-        f"held = writing(Path({str(tmp_path / 'runs/a')!r})); held.__enter__(); print('held', flush=True); "
-        "input()"
+    code = (  # what `writing` does, without its imports
+        f"import fcntl, os; held = open({str(tmp_path / 'runs/a' / LOCK)!r}, 'a+'); "
+        "fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB); held.truncate(0); "
+        "print(f'process {os.getpid()} on', file=held, flush=True); print('held', flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout

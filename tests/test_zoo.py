@@ -16,6 +16,7 @@ from lightning_genesis.runs import zoo
 from lightning_genesis.runs.experiments import find_experiment
 from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.zoo import KEYS, find_in_zoo, find_weights, list_zoo, zoo_folder
+from tests.quick import few
 
 NAMES = [card.name for card in list_zoo()]
 FIRST = "genesis-v2_sprites"
@@ -47,7 +48,7 @@ def test_the_zoo_is_not_large() -> None:
     assert FIRST in NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, FIRST))
 def test_the_experiment_makes_the_model_of_the_weights(name: str, tmp_path: Path) -> None:
     """`--ckpt_path` compares them: another option of the mathematics would be refused."""
     model, data = lightning_genesis.load(f"zoo:{name}")

@@ -218,6 +218,8 @@ class RunCheckpoints(Checkpoint):
             if self.recover is None or not self.recover(trainer, pl_module, step - 1, error.cause):
                 raise
             self._write(trainer, [name for name in names if name != BEST])
+        if names and not last and getattr(pl_module, "stop_agreed", False):
+            self._write(trainer, [LAST])  # saving has read the request: the run stops here
         self._best_saved, self._best_saved_step = self._best, self._best_step
 
     def _write(self, trainer: pl.Trainer, names: Sequence[str]) -> None:

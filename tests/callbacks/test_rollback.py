@@ -24,6 +24,7 @@ from lightning_genesis.errors import ConfigurationError, NonFiniteError
 from lightning_genesis.objectives import FixedBeta
 from lightning_genesis.storage.checkpoint import DurableCheckpointIO, read_checkpoint
 from tests.callbacks.faulty import Fault, Faulty, Images
+from tests.quick import few
 
 ROOT = Path(__file__).parents[2]
 NAN, INF = float("nan"), float("inf")
@@ -163,7 +164,7 @@ FAULTS: list[tuple[Fault, str, float]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "cause", "value"), FAULTS)
+@pytest.mark.parametrize(("fault", "cause", "value"), few(FAULTS, FAULTS[0], FAULTS[1], FAULTS[3]))
 def test_run_goes_on_as_restored_by_hand(fault: Fault, cause: str, value: float, tmp_path: Path) -> None:
     run = Run(tmp_path, Faulty({BAD_STEP: fault}), RollbackOptions(max_rollbacks=2))
     checkpoint = tmp_path / "checkpoints/step-4.ckpt"
@@ -344,6 +345,7 @@ def main(folder: Path) -> None:
     torch.save(found, folder / f"rank-{run.trainer.global_rank}.pt")
 
 
+@pytest.mark.slow  # two processes train alike in `tests/test_ranks.py` meanwhile
 def test_faults_on_one_of_two_ranks(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]

@@ -117,6 +117,7 @@ def test_drawn_scenes_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(segmentations[i], ids_of(record)[29:221, 64:256])
 
 
+@pytest.mark.slow  # `tests/test_experiments.py` prepares both protocols
 def test_synthetic_scenes_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The synthetic file is long enough for the scenes that are kept."""
 

@@ -260,6 +260,7 @@ def small(tmp_path: Path) -> GQN:
     return GQN(root=str(tmp_path / "data"), raw=str(tmp_path / "raw"))
 
 
+@pytest.mark.slow  # `raw/test_tfrecord.py` damages such files
 def test_damaged_shards(small: GQN) -> None:
     path = Path(str(small.raw)) / "train/0001-of-0002.tfrecord"
     whole = path.read_bytes()

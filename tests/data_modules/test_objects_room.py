@@ -3,11 +3,11 @@
 import gzip
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from data_modules.raw_source import share_out
 from data_modules.store import Store
 from data_modules.synthesis import objects_room as synthesis
 from tests.data_modules.multi_object_files import as_masks, ids_of, room_record, write_records
+from tests.ranks.command import TIMEOUT
 
 FILE = "objects_room_train.tfrecords"
 COUNT = 300
@@ -309,39 +310,20 @@ def test_an_interrupted_synthesis_starts_again(tmp_path: Path, monkeypatch: pyte
     assert not list((tmp_path / "raw").iterdir())
 
 
-class SlowRooms(ObjectsRoom):
-    """Draws once another process is about to draw too."""
+def test_two_prepare_synthetic_scenes_at_once(tmp_path: Path) -> None:
+    """Two threads, which share no more than processes do: everything is under names of their own."""
+    root, both = tmp_path / "data", threading.Barrier(2, timeout=TIMEOUT)
 
-    marks: tuple[Path, Path]
-    """What this process makes when it begins, and the other one."""
+    class Together(ObjectsRoom):
+        """Draws once the other one is about to draw too."""
 
-    def synthesise(self, *args: Any) -> None:
-        mine, others = self.marks
-        mine.touch()
-        while not others.exists():
-            time.sleep(0.01)
-        super().synthesise(*args)
+        def synthesise(self, *args: Any) -> None:
+            both.wait()
+            super().synthesise(*args)
 
-
-def prepare_slowly(root: str, mine: Path, others: Path) -> None:
-    data = SlowRooms(root=root, synthetic=1)
-    data.marks = (mine, others)
-    data.prepare()
-
-
-def test_two_processes_prepare_synthetic_scenes_at_once(tmp_path: Path) -> None:
-    root, first, second = tmp_path / "data", tmp_path / "first", tmp_path / "second"
-    context = multiprocessing.get_context("fork")  # with what is imported already
-    processes = [
-        context.Process(target=prepare_slowly, args=(str(root), *marks))
-        for marks in ((first, second), (second, first))
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=600)
-        process.kill()  # one that waits for another that failed
-    assert [process.exitcode for process in processes] == [0, 0]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(Together(root=str(root), synthetic=1).prepare) for _ in range(2)]:
+            done.result()
     ObjectsRoom(root=str(root), synthetic=1).prepare()  # opens and verifies every split
     assert [path.name for path in (root / "raw").iterdir()] == ["objects_room-synthetic-1"]
     assert not list(root.rglob("*.partial"))

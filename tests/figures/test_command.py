@@ -21,6 +21,7 @@ from lightning_genesis.figures.drawing import sample_grid
 from lightning_genesis.models import SRI, VAE, EfficientMORL, GenesisV2, SceneModel, SlotAttention
 from lightning_genesis.runs.results import Checkpoint
 from lightning_genesis.scene import IndexedNoise, Scene
+from tests.quick import few
 from tests.report.fake_runs import add_result
 from tests.stand_in import SpriteTowers
 from tests.test_sampling import error_line, make_run, small
@@ -71,13 +72,16 @@ def duration(path: Path) -> int:
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [
-        (GenesisV2, INFERRED | SAMPLED | {"initial_masks"}),
-        (SRI, INFERRED | SAMPLED | {"imagination", "initial_masks"}),
-        (EfficientMORL, INFERRED | SAMPLED | {"initial_masks"}),
-        (SlotAttention, INFERRED | {"initial_masks"}),
-        (VAE, INFERRED | SAMPLED - {"slots"}),
-    ],
+    few(
+        [
+            (GenesisV2, INFERRED | SAMPLED | {"initial_masks"}),
+            (SRI, INFERRED | SAMPLED | {"imagination", "initial_masks"}),
+            (EfficientMORL, INFERRED | SAMPLED | {"initial_masks"}),
+            (SlotAttention, INFERRED | {"initial_masks"}),
+            (VAE, INFERRED | SAMPLED - {"slots"}),
+        ],
+        *(SRI, SlotAttention, VAE),
+    ),
 )
 def test_what_applies_is_drawn(folder: Path, kind: Any, expected: set[str], capsys: Any) -> None:
     assert main(["figures", exported(small(kind), "model.safetensors"), "--output", "out", *FEW]) == 0

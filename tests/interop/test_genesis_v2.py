@@ -35,6 +35,11 @@ def test_names_are_a_bijection(image_size: int, options: dict[str, Any]) -> None
     assert set(ours) == {key for key in model.state_dict() if not key.startswith("objective.")}
 
 
+@pytest.fixture(scope="module")
+def state() -> dict[str, Any]:
+    return GenesisV2(7, 64).state_dict()
+
+
 @pytest.mark.parametrize(
     ("official", "shape"),
     [
@@ -54,8 +59,8 @@ def test_names_are_a_bijection(image_size: int, options: dict[str, Any]) -> None
         ("prior_linear.weight", (128, 256)),
     ],
 )
-def test_shapes_are_the_published_ones(official: str, shape: tuple[int, ...]) -> None:
-    assert GenesisV2(7, 64).state_dict()[genesis_v2_key(official)].shape == shape
+def test_shapes_are_the_published_ones(state: dict[str, Any], official: str, shape: tuple[int, ...]) -> None:
+    assert state[genesis_v2_key(official)].shape == shape
 
 
 @pytest.mark.parametrize("key", ["std", "encoderr.down.0.0.weight", "decoder_module.weight", ""])

@@ -228,6 +228,7 @@ def one_process(rank: int, folder: str) -> dict[str, float]:
     return result
 
 
+@pytest.mark.slow  # `tests/test_evaluation_ranks.py` tests on two
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", SCRIPT, str(ROOT), str(tmp_path)]

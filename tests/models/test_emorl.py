@@ -22,6 +22,7 @@ from lightning_genesis.models.emorl import PRIORS, Hierarchy
 from lightning_genesis.objectives import GECO, FixedBeta, SoftplusGECO
 from lightning_genesis.scene import IndexedNoise, Scene
 from lightning_genesis.storage.checkpoint import read_checkpoint
+from tests.quick import few
 
 SMALL: dict[str, Any] = {"latent_dim": 6, "feature_dim": 8, "decoder_dim": 8, "std": 0.3}
 
@@ -511,7 +512,7 @@ def test_curriculum_goes_by_the_optimiser_step() -> None:
     assert small_model(**CURRICULUM).train().current_refinements == 3
 
 
-@pytest.mark.parametrize("half", [2, 4])
+@pytest.mark.parametrize("half", few([2, 4], 4))
 def test_resumed_run_is_the_uninterrupted_one(half: int, tmp_path: Path) -> None:
     """Before and after the change of the curriculum; noise included."""
     objective = {"objective": SoftplusGECO(goal=-2.0, warmup_steps=2, step_size=1e-4)}
@@ -647,6 +648,7 @@ def test_every_command_with_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(SceneModel.load_from_checkpoint("emorl.safetensors"), EfficientMORL)
 
 
+@pytest.mark.slow  # Slot Attention learns meanwhile
 def test_it_learns() -> None:
     """Four images of one colour each, by heart."""
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from lightning_genesis.scene import Scene
 from tests.compare import GRADIENT, PRINTED, TOTAL, assert_near
 from tests.models.emorl_fixture import CLEVR6, TETROMINOES, fixture_model
 from tests.models.v2_fixture import gradient
+from tests.quick import few
 from tests.reference.float64 import double_precision
 from tests.reference.slot_attention import SineNoise, fixture_images
 
@@ -88,7 +89,9 @@ def test_tetrominoes_with_geco() -> None:
     assert_near(step.gradient_norms[0], 7453.005, GRADIENT)
 
 
-@pytest.mark.parametrize(("constrained", "norms"), [(False, (3778.378, 294.7722)), (True, (7453.005,))])
+@pytest.mark.parametrize(
+    ("constrained", "norms"), few([(False, (3778.378, 294.7722)), (True, (7453.005,))], True)
+)
 def test_gradient_norms_in_float64(constrained: bool, norms: tuple[float, ...]) -> None:
     images = fixture_images(35).double()
     with double_precision():
@@ -97,6 +100,7 @@ def test_gradient_norms_in_float64(constrained: bool, norms: tuple[float, ...]) 
         assert_near(found, expected, PRINTED)
 
 
+@pytest.mark.slow  # in float64, smaller, in `test_published_sri_in_float64.py`
 def test_clevr6() -> None:
     step = Step(CLEVR6, constrained=False)
     check(step, 382845.2, 109227.8, 72.45284, [1.387165], [38415.19, 108.3810])

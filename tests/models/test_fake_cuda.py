@@ -15,6 +15,7 @@ from lightning_genesis import models
 from lightning_genesis.models import SceneModel
 from lightning_genesis.scene import IndexedNoise
 from tests.fake_cuda import Asked, fake_cuda, put_on
+from tests.quick import few
 from tests.ranks.tiny import NAMES, tiny
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch without CUDA")
@@ -37,8 +38,14 @@ def build(name: str, options: Mapping[str, Any]) -> SceneModel:
     return model
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16"])
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options", "precision"),
+    few(
+        [(*case, precision) for case in CASES for precision in ("32", "bf16")],
+        ("GenesisV2", {}, "32"),
+        *((name, {}, "bf16") for name, options in CASES if not options),
+    ),
+)
 def test_training(name: str, options: Mapping[str, Any], precision: str) -> None:
     """Network, terms and objective; a read of a value, or a mixture of devices, would raise."""
     model = build(name, options)
@@ -63,7 +70,9 @@ def test_training(name: str, options: Mapping[str, Any], precision: str) -> None
         assert asked.kernels["_to_copy"] < 30
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "EfficientMORL"])
+@pytest.mark.parametrize(
+    "name", few([name for name in NAMES if name != "EfficientMORL"], "GenesisV2", "MONet", "SRI")
+)
 def test_evaluation_and_sampling(name: str) -> None:
     model = build(name, {})
     with fake_cuda(), torch.no_grad():

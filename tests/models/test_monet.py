@@ -22,7 +22,7 @@ ORIGINAL: dict[str, Any] = {"std": 0.11, "background_std": 0.09}
 
 def small_model(num_slots: int = 3, image_size: int = 32, **options: Any) -> MONet:
     torch.manual_seed(0)
-    return MONet(num_slots, image_size, **{"latent_dim": 6, **options}).eval()
+    return MONet(num_slots, image_size, **{"latent_dim": 6, "feature_dim": 8, **options}).eval()
 
 
 def batch_of(size: int, image_size: int = 32) -> Tensor:
@@ -399,7 +399,14 @@ def test_bfloat16_leaves_the_terms_in_float32(options: dict[str, Any]) -> None:
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize(("backend", "mask_prior"), [("aot_eager", "softmax"), ("eager", "scope")])
+@pytest.mark.parametrize(
+    ("backend", "mask_prior"),
+    [
+        ("eager", "scope"),
+        # the VAE has the backward in the graph meanwhile
+        pytest.param("aot_eager", "softmax", marks=pytest.mark.slow),
+    ],
+)
 def test_encoder_to_decoder_is_one_graph(backend: str, mask_prior: str) -> None:
     torch._dynamo.reset()
     model, images = small_model(mask_prior=mask_prior).train(), batch_of(2)
@@ -491,9 +498,10 @@ def test_two_steps(tmp_path: Path, options: dict[str, Any]) -> None:
     assert again.objective.plain() == model.objective.plain()
 
 
+@pytest.mark.slow  # Slot Attention and the objectives learn meanwhile
 def test_it_learns() -> None:
     """A flat picture is explained better after thirty steps, by both sets of masks."""
-    model = small_model().train()
+    model = small_model(feature_dim=32).train()
     images = torch.tensor([0.9, 0.2, 0.4])[:, None, None].expand(4, 3, 32, 32)
     optimizer, elbos = torch.optim.Adam(model.parameters(), lr=1e-3), []
     for _ in range(30):

@@ -1,5 +1,7 @@
 """Names of the published MONet checkpoints (specification §9.4)."""
 
+from typing import Any
+
 import pytest
 
 from lightning_genesis.interop.monet import monet_key
@@ -32,6 +34,11 @@ def test_order_of_parameters_is_the_published_one() -> None:
     ]
 
 
+@pytest.fixture(scope="module")
+def state() -> dict[str, Any]:
+    return MONet(7, 64).state_dict()
+
+
 @pytest.mark.parametrize(
     ("official", "shape"),
     [
@@ -54,8 +61,8 @@ def test_order_of_parameters_is_the_published_one() -> None:
         ("comp_vae.decoder_module.seq.9.weight", (4, 32, 1, 1)),
     ],
 )
-def test_shapes_are_the_published_ones(official: str, shape: tuple[int, ...]) -> None:
-    assert MONet(7, 64).state_dict()[monet_key(official)].shape == shape
+def test_shapes_are_the_published_ones(state: dict[str, Any], official: str, shape: tuple[int, ...]) -> None:
+    assert state[monet_key(official)].shape == shape
 
 
 @pytest.mark.parametrize(

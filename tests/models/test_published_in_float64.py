@@ -17,6 +17,7 @@ from lightning_genesis.interop.monet import monet_key
 from lightning_genesis.interop.vae import vae_key
 from lightning_genesis.objectives import gaussian_kl, mask_kl, sampled_gaussian_kl
 from tests.models import genesis_fixture, monet_fixture, v2_fixture, vae_fixture
+from tests.quick import few
 from tests.reference import FixtureNoise, fixture_parameter, images, published
 from tests.reference import genesis as genesis_names
 from tests.reference import genesis_v2 as v2_names
@@ -180,7 +181,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = (
+    "GENESIS-V2, epanechnikov",
+    "GENESIS-V2, mask consistency",
+    "GENESIS, evaluation",
+    "GENESIS, instance norm, no priors",
+)
+"""What is one line of the model each, which the other cases and `test_*_reference.py` come by."""
+
+
+@pytest.mark.parametrize("name", few(CASES, *(name for name in CASES if name not in SLOW)))
 def test_float64(name: str) -> None:
     CASES[name].check(double=True)
 
@@ -204,7 +214,7 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("double", "share"), [(False, 1e-3), (True, 1e-6)])
-@pytest.mark.parametrize(("name", "layer"), PLANTED)
+@pytest.mark.parametrize(("name", "layer"), few(PLANTED, *PLANTED[::2]))
 def test_planted_error_is_seen(name: str, layer: str, double: bool, share: float) -> None:
     """1e-3 of a tensor's size in float32, 1e-6 in float64, by the values or by the gradients."""
     with pytest.raises(AssertionError, match="of the tensor's size"):

@@ -10,6 +10,7 @@ from lightning_genesis.interop.emorl import emorl_state
 from lightning_genesis.interop.sri import sri_key
 from lightning_genesis.objectives import FixedBeta
 from tests.models import emorl_fixture, sri_fixture
+from tests.quick import few
 from tests.reference import published_sri
 from tests.reference.cases import Case, Values, plant
 from tests.reference.emorl import official_state
@@ -107,14 +108,18 @@ def test_float32(name: str) -> None:
 @pytest.mark.parametrize(("double", "share"), [(False, 1e-3), (True, 1e-6)])
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [
-        ("SRI", "segregation.network.backbone.up.2"),
+    few(
+        [
+            ("SRI", "segregation.network.backbone.up.2"),
+            ("SRI", "scene_encoder.blocks.1.mlp"),
+            ("SRI", "decoder.layers.6"),
+            ("EfficientMORL, Tetrominoes", "network.pixel_mlp"),
+            ("EfficientMORL, Tetrominoes", "network.refinement.encoding"),
+            ("EfficientMORL, CLEVR6", "network.decoder.layers.4"),
+        ],
         ("SRI", "scene_encoder.blocks.1.mlp"),
-        ("SRI", "decoder.layers.6"),
-        ("EfficientMORL, Tetrominoes", "network.pixel_mlp"),
-        ("EfficientMORL, Tetrominoes", "network.refinement.encoding"),
         ("EfficientMORL, CLEVR6", "network.decoder.layers.4"),
-    ],
+    ),
 )
 def test_planted_error_is_seen(name: str, layer: str, double: bool, share: float) -> None:
     """1e-3 of a tensor's size in float32, 1e-6 in float64, by the values or by the gradients."""

@@ -1,5 +1,6 @@
 """Widths of what probes read, for the published models of ShapeStacks: the table in docs/probes.md."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ WIDTHS = {
 }
 
 
+@cache
 def published(experiment: str) -> models.SceneModel:
     """The model of an experiment with its own options, untrained."""
     section = yaml.safe_load((EXPERIMENTS / f"{experiment}.yaml").read_text())["model"]

@@ -20,6 +20,7 @@ from lightning_genesis.priors.encoding import encode_slots
 from lightning_genesis.runs.priors import read_prior, read_slots, sha256_of, write_prior, write_slots
 from lightning_genesis.runs.results import read_results
 from lightning_genesis.scene import IndexedNoise
+from tests.quick import few
 from tests.test_sampling import error_line, make_run, small
 from tests.weights_file import export
 
@@ -84,7 +85,9 @@ def test_a_prior_is_kept_with_the_run_and_used_by_name(folder: Path, capsys: Any
     assert not Path("three").exists()
 
 
-@pytest.mark.parametrize("kind", [SRI, VAE, EfficientMORL, Genesis, MONet, SlotAttention])
+@pytest.mark.parametrize(
+    "kind", few([SRI, VAE, EfficientMORL, Genesis, MONet, SlotAttention], Genesis, SlotAttention)
+)
 def test_any_model_with_a_decoder_gets_a_prior(folder: Path, kind: Any) -> None:
     """Slot Attention too, which has nothing to sample from."""
     model = small(kind, **({"slot_dim": 8, "feature_dim": 8} if kind is SlotAttention else {}))

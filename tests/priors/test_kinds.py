@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_genesis.errors import ConfigurationError, NonFiniteError
 from lightning_genesis.priors import PRIORS, FitOptions, SceneSetFlowPrior, SetPrior, fit_prior
 from lightning_genesis.scene import IndexedNoise
+from tests.quick import few
 
 SMALL: dict[str, dict[str, int]] = {
     "set_flow": {"width": 16, "num_layers": 1, "num_heads": 2},
@@ -89,7 +90,7 @@ def test_standard_normal_is_what_it_says() -> None:
     torch.testing.assert_close(fitted("standard_normal", sets).log_density(sets), expected)
 
 
-@pytest.mark.parametrize("kind", ["set_flow", "lstm"])
+@pytest.mark.parametrize("kind", few(["set_flow", "lstm"], "set_flow"))
 def test_a_gaussian_set_is_recovered(kind: str) -> None:
     """Mean, variance, and what slots know of each other, which no prior of independent slots can have."""
     sets = correlated(4000)

@@ -48,12 +48,12 @@ TINY: dict[str, Tiny] = {
         ),
     ),
     "Genesis": Tiny(
-        {"mask_dim": 8, "component_dim": 8, "norm": "instance"},
+        {"mask_dim": 8, "component_dim": 8, "feature_dim": 8, "norm": "instance"},
         mixing={"norm": "batch"},
         variants=({"autoregressive_prior": False}, {"component_prior": False}, {"two_stage": False}),
     ),
     # Instance normalisation of nearly constant maps: in float32, 2e-3 of the largest gradient after 50 steps.
-    "MONet": Tiny({"latent_dim": 8}, double=True),
+    "MONet": Tiny({"latent_dim": 8, "feature_dim": 8}, double=True),
     "VAE": Tiny({"latent_dim": 8}),
     "SRI": Tiny(
         {"encoder_options": {"feature_dim": 16, "latent_dim": 8}, "scene_dim": 16, "hidden_dim": 16},
@@ -90,7 +90,8 @@ TINY: dict[str, Tiny] = {
         variants=({"num_layers": 1}, {"prior": "bottom_up"}),
     ),
     "SceneGenesis": Tiny(
-        {"mask_dim": 8, "component_dim": 8, "norm": "instance", "scene_dim": 16}, one_slot=False
+        {"mask_dim": 8, "component_dim": 8, "feature_dim": 8, "norm": "instance", "scene_dim": 16},
+        one_slot=False,
     ),
     "SceneGenesisV2": Tiny({"feature_dim": 16, "latent_dim": 8, "scene_dim": 16}),
     "SlotAttention": Tiny(
