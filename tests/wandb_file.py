@@ -26,3 +26,13 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         elif kind == "config":
             config.update({item.key: json.loads(item.value_json) for item in record.config.update})
     return config, list(read_rows(path))
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run that has finished: names to values, or to the parts of one, such as max."""
+    summary: dict[str, Any] = {}
+    for record in read_records(path):
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.update:
+                summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return summary
