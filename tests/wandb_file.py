@@ -36,3 +36,14 @@ def read_summary(path: Path) -> dict[str, Any]:
             for item in record.summary.update:
                 summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
     return summary
+
+
+def top_level(path: Path) -> set[str]:
+    """Names in the summary of a run, as the server has them: a picture is one, not its width and height."""
+    items = [
+        item
+        for record in read_records(path)
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    ]
+    return {item.key or item.nested_key[0] for item in items}

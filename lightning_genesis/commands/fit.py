@@ -68,7 +68,7 @@ from lightning_genesis.runs.lock import writing
 from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.runs.priors import use_prior
 from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
-from lightning_genesis.runs.run import find_checkpoint, read_last_good
+from lightning_genesis.runs.run import experiment_of, find_checkpoint, read_last_good
 from lightning_genesis.runs.zoo import find_weights
 from lightning_genesis.storage.checkpoint import (
     DurableCheckpointIO,
@@ -293,7 +293,7 @@ class ExperimentCLI(LightningCLI):
         folder, seed = self.run_options.folder, config.seed_everything
         writer = ResultWriter(
             folder,
-            experiment=folder.name.removesuffix(f"-seed{seed}"),
+            experiment=experiment_of(folder.name, seed),
             seed=seed if type(seed) is int else None,
             checkpoint=self._checkpoint_evaluated(config.ckpt_path),
             options={

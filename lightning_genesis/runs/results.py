@@ -15,6 +15,7 @@ from typing import Any
 
 from lightning_genesis import __version__
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.runs.run import experiment_of
 from lightning_genesis.storage.files import replacing
 from lightning_genesis.storage.json_file import read_json
 
@@ -181,7 +182,7 @@ def about_run(run: Path, checkpoint: str | None) -> dict[str, Any]:
     name = folder.name if run.is_dir() else run.stem
     return {
         "run": name,
-        "experiment": name.removesuffix(f"-seed{seed}"),
+        "experiment": experiment_of(name, seed),
         "seed": seed if type(seed) is int else None,
         "checkpoint": Checkpoint.of(file, folder, read_checkpoint(file).get("global_step", 0)),
     }
