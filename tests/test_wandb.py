@@ -1,6 +1,7 @@
 """W&B offline: never asks, never blocks, and the run can be read back."""
 
 import base64
+import csv
 import hashlib
 import json
 import shutil
@@ -22,6 +23,7 @@ from lightning_genesis.report.dashboard import SECTIONS, panels_of
 from lightning_genesis.runs.loggers import SUMMARIES, make_wandb_logger
 from lightning_genesis.runs.wandb_account import has_key, server
 from lightning_genesis.runs.wandb_file import read_records
+from tests.report.fake_runs import make_run
 from tests.test_cli import TINY, error_line
 from tests.wandb_file import read_run, read_summary, top_level
 from tests.wandb_server import KEY, serving
@@ -158,6 +160,39 @@ def test_a_test_is_logged_to_the_same_run(offline: Offline) -> None:
     values = {label: value for label, value, *_ in table["data"]}
     assert len(values) == len(metrics)
     assert values["MSE"] == pytest.approx(metrics["mse"])
+
+
+def test_a_report_is_logged_to_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To those that W&B knows: every cell as a table, and what the seeds have in common."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    for seed, score in enumerate((0.8, 0.9)):
+        run = make_run(Path("runs"), "genesisv2_shapestacks", seed, {"ari_fg": score, "mse": 0.5})
+        if seed == 0:
+            (run / "wandb-id.txt").write_text("abcd1234")
+    assert main(["report", "runs/genesisv2_shapestacks-seed0", str(run), "--wandb"]) == 0
+    said = capsys.readouterr().out
+    (file,) = Path("runs").glob("*/wandb/offline-run-*/run-abcd1234.wandb")
+    assert "tables -> 1 runs of W&B\n" in said
+    assert f"offline; to upload: wandb sync {file.parent}\n" in said
+
+    summary = read_summary(file)
+    values = {name: value for name, value in summary.items() if name.startswith("report/")}
+    prefix = "report/genesisv2/"
+    scores = {"mean": 0.85, "std": 0.1 / 2**0.5, "seeds": 2}
+    assert values == pytest.approx(
+        {f"{prefix}ari_fg/{name}": value for name, value in scores.items()}
+        | {f"{prefix}mse/mean": 0.5, f"{prefix}mse/std": 0.0, f"{prefix}mse/seeds": 2}
+    )
+    (row,) = (row for row in read_run(file)[1] if "tables/report/path" in row)
+    assert row["trainer/global_step"] == 500_000
+    table = json.loads((file.parent / "files" / row["tables/report/path"]).read_text())
+    cells = [dict(zip(table["columns"], cells, strict=True)) for cells in table["data"]]
+    assert next(cell for cell in cells if cell["metric"] == "ari_fg")["mean"] == pytest.approx(0.85)
+    with open("report/tables.csv", newline="") as text:
+        assert len(cells) == len([*csv.DictReader(text)])
 
 
 def test_an_artifact_that_cannot_be_kept_hurts_nothing(

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from lightning_genesis.callbacks.run_identity import RunIdentity
 from lightning_genesis.runs.loggers import RunCSVLogger, RunWandbLogger
-from lightning_genesis.runs.run import experiment_of
+from lightning_genesis.runs.results import experiment_of
 
 
 class RunConfig(SaveConfigCallback):

@@ -67,8 +67,8 @@ from lightning_genesis.runs.identity import check_optimizer_state, names_of, opt
 from lightning_genesis.runs.lock import writing
 from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.runs.priors import use_prior
-from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
-from lightning_genesis.runs.run import experiment_of, find_checkpoint, read_last_good
+from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint, experiment_of
+from lightning_genesis.runs.run import find_checkpoint, read_last_good
 from lightning_genesis.runs.zoo import find_weights
 from lightning_genesis.storage.checkpoint import (
     DurableCheckpointIO,

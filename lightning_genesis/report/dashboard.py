@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import Any, Literal
 
 from lightning_genesis.runs.loggers import WANDB_AXIS
@@ -138,8 +139,7 @@ def make_workspace(entity: str, project: str, name: str, sections: dict[str, lis
     Raises:
         ImportError: if W&B's library of workspaces is not installed.
     """
-    import wandb_workspaces.workspaces as ws
-
+    ws: Any = import_module("wandb_workspaces.workspaces")
     shown = {metric for panels in sections.values() for panel in panels for metric in panel.metrics}
     columns = [f"summary:{column}" for column in COLUMNS if column.partition(".")[0] in shown]
     return ws.Workspace(
@@ -156,8 +156,7 @@ def make_workspace(entity: str, project: str, name: str, sections: dict[str, lis
 
 
 def _panel(panel: Panel) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-
+    wr: Any = import_module("wandb_workspaces.reports.v2")
     grouped: dict[str, Any] = {}
     if panel.over_seeds:
         grouped = {

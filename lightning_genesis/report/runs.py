@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.runs.card import Card, read_card
-from lightning_genesis.runs.results import FOLDER, LARGEST, Result, read_result
-from lightning_genesis.runs.run import experiment_of
+from lightning_genesis.runs.results import FOLDER, LARGEST, Result, experiment_of, read_result
 from lightning_genesis.runs.sweep_state import SweepState, read_state
 from lightning_genesis.storage.text import shown
 from lightning_genesis.storage.yaml_file import read_mapping

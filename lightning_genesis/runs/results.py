@@ -15,7 +15,6 @@ from typing import Any
 
 from lightning_genesis import __version__
 from lightning_genesis.errors import ConfigurationError
-from lightning_genesis.runs.run import experiment_of
 from lightning_genesis.storage.files import replacing
 from lightning_genesis.storage.json_file import read_json
 
@@ -34,6 +33,11 @@ TRAINING_ONLY = (
 MAY_DIFFER = ("compile",)
 """Model values that change how a model runs, not what it is."""
 _PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy")
+
+
+def experiment_of(run: str, seed: Any) -> str:
+    """What the runs of several seeds have in common: a run's name without its seed."""
+    return run.removesuffix(f"-seed{seed}")
 
 
 def versions() -> dict[str, str]:

@@ -123,11 +123,6 @@ def place_of(file: Path, named: Path) -> Path | None:
     return folder if folder.name not in ("", "..") else folder.resolve()
 
 
-def experiment_of(run: str, seed: Any) -> str:
-    """What the runs of several seeds have in common: a run's name without its seed."""
-    return run.removesuffix(f"-seed{seed}")
-
-
 def read_config(run: Path) -> dict[str, Any]:
     """A run's configuration.
 
