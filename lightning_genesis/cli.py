@@ -76,6 +76,7 @@ COMMANDS = {
         "sweep", "train and test several seeds, and values of any option: sweep --config FILE --seeds 0,1,2"
     ),
     "report": Command("report", "tables, curves and pictures of runs beside the papers: report runs/*-seed*"),
+    "dashboard": Command("dashboard", "a saved W&B workspace for a project: dashboard lightning-genesis"),
     "experiments": Command("experiments", "list the experiments that come along, with source and result"),
     "zoo": Command("zoo", "list the trained models that come along: sample zoo:NAME --output samples"),
     "prepare": Command("prepare", "build a dataset's store: prepare multi_dsprites --root data"),

@@ -67,7 +67,7 @@ def result(protocol: str | None = "genesisv2", **changes: Any) -> Result:
 def trainer_of(*results: Result) -> Any:
     writer = ResultWriter(Path("runs/x"), "x", 0, None, {})
     writer.written = [(Path(f"runs/x/metrics/{number}.json"), found) for number, found in enumerate(results)]
-    return SimpleNamespace(callbacks=[writer], callback_metrics={})
+    return SimpleNamespace(callbacks=[writer], callback_metrics={}, loggers=[])
 
 
 @pytest.mark.parametrize("columns", [120, 80, 60, 40])

@@ -26,3 +26,24 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         elif kind == "config":
             config.update({item.key: json.loads(item.value_json) for item in record.config.update})
     return config, list(read_rows(path))
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run that has finished: names to values, or to the parts of one, such as max."""
+    summary: dict[str, Any] = {}
+    for record in read_records(path):
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.update:
+                summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return summary
+
+
+def top_level(path: Path) -> set[str]:
+    """Names in the summary of a run, as the server has them: a picture is one, not its width and height."""
+    items = [
+        item
+        for record in read_records(path)
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    ]
+    return {item.key or item.nested_key[0] for item in items}

@@ -13,10 +13,20 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.figures import imagination_pairs, random_walk, walk_frames, write_gif
 from lightning_genesis.figures.drawing import mask_grid, reconstruction_grid, sample_grid, write_picture
 from lightning_genesis.models.pictures import evaluating
+from lightning_genesis.runs.loggers import RunWandbLogger
 from lightning_genesis.scene import IndexedNoise, Scene
 
 SAMPLE_SEED = 1
 """Samples of different steps come from the same noise, so that they can be compared."""
+
+SHOWS = {
+    "initial_masks": "image, segmentation and every slot's attention mask",
+    "reconstructions": "image, reconstruction, segmentation, slots",
+    "imagination": "image, reconstruction and its masks, imagined scene and its masks",
+    "samples": "sample from the prior, its masks, slots",
+    "random_walk": "a walk through the prior",
+}
+"""What is seen in a row of each picture, or in the film, for its caption in W&B."""
 
 
 class Pictures(pl.Callback):
@@ -141,7 +151,8 @@ class Pictures(pl.Callback):
         write_gif(path, frames)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_video(f"pictures/{name}", [path], step=trainer.global_step)
+                step = _step_of(logger, trainer)
+                logger.log_video(f"pictures/{name}", [path], step=step, caption=[_caption(name, step)])
 
     def _write(self, trainer: pl.Trainer, name: str, picture: Tensor, step: int | None) -> None:
         folder = Path(trainer.default_root_dir) / "pictures"
@@ -149,6 +160,18 @@ class Pictures(pl.Callback):
         write_picture(folder / file_name, picture)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image(f"pictures/{name}", [picture.cpu()], step=step)
+                at = _step_of(logger, trainer) if step is None else step
+                logger.log_image(f"pictures/{name}", [picture.cpu()], step=at, caption=[_caption(name, at)])
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"pictures/{name}", picture, step or 0)
+
+
+def _step_of(logger: WandbLogger, trainer: pl.Trainer) -> int:
+    """The step of the weights, which in a test is the checkpoint's."""
+    at_step = logger.at_step if isinstance(logger, RunWandbLogger) else None
+    return trainer.global_step if at_step is None else at_step
+
+
+def _caption(name: str, step: int) -> str:
+    kind = name.removeprefix("test_")
+    return f"step {step:,}: {SHOWS[kind]}"

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from lightning_genesis.callbacks.run_identity import RunIdentity
 from lightning_genesis.runs.loggers import RunCSVLogger, RunWandbLogger
+from lightning_genesis.runs.results import experiment_of
 
 
 class RunConfig(SaveConfigCallback):
@@ -46,6 +47,8 @@ class RunConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 tree = {**yaml.safe_load(text), **({"changes": changes} if changes else {})}
+                # seeds are averaged by it
+                tree["experiment"] = experiment_of(self.folder.name, tree.get("seed_everything"))
                 send = partial(_send, logger, tree)
                 logger.guarded(send) if isinstance(logger, RunWandbLogger) else send()
 

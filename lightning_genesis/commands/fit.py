@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from data_modules import DataError, SceneDataModule
@@ -59,15 +58,16 @@ from lightning_genesis.commands.options import (
 )
 from lightning_genesis.commands.quiet import quieten
 from lightning_genesis.commands.screen import closing, say_opening, show_scores
+from lightning_genesis.commands.to_wandb import close_wandb, send_checkpoints, send_results
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
 from lightning_genesis.models import SceneModel
 from lightning_genesis.models.contract import LINKED
 from lightning_genesis.runs.identity import check_optimizer_state, names_of, options_of
 from lightning_genesis.runs.lock import writing
-from lightning_genesis.runs.loggers import RunCSVLogger, RunWandbLogger, make_wandb_logger
+from lightning_genesis.runs.loggers import RunCSVLogger, make_wandb_logger
 from lightning_genesis.runs.priors import use_prior
-from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint
+from lightning_genesis.runs.results import MAY_DIFFER, TRAINING_ONLY, Checkpoint, experiment_of
 from lightning_genesis.runs.run import find_checkpoint, read_last_good
 from lightning_genesis.runs.zoo import find_weights
 from lightning_genesis.storage.checkpoint import (
@@ -293,7 +293,7 @@ class ExperimentCLI(LightningCLI):
         folder, seed = self.run_options.folder, config.seed_everything
         writer = ResultWriter(
             folder,
-            experiment=folder.name.removesuffix(f"-seed{seed}"),
+            experiment=experiment_of(folder.name, seed),
             seed=seed if type(seed) is int else None,
             checkpoint=self._checkpoint_evaluated(config.ckpt_path),
             options={
@@ -387,12 +387,12 @@ class ExperimentCLI(LightningCLI):
         folder = self.run_options.folder
         name = "metrics.csv" if self.subcommand == "fit" else f"{self.subcommand}.csv"
         loggers: list[Logger] = [RunCSVLogger(folder, name)]
-        if given is None or given is True:
-            if self.run_options.wandb:
-                about = {**self.run_options.about(), "header": header_of(self.arguments)}
-                loggers.append(make_wandb_logger(folder, str(self.run_options.name), **about))
-        else:
+        if given is not None and given is not True:
             loggers += given if isinstance(given, list) else [given]
+        elif self.run_options.wandb:
+            step = None if self.subcommand == "fit" else (self.checkpoint or {}).get("global_step", 0)
+            about = {**self.run_options.about(), "header": header_of(self.arguments), "at_step": step}
+            loggers.append(make_wandb_logger(folder, str(self.run_options.name), **about))
         return loggers
 
     # ---------------------------------------------------------------- running
@@ -409,19 +409,22 @@ class ExperimentCLI(LightningCLI):
     before_validate = before_test = before_predict = before_fit
 
     def after_fit(self) -> None:
-        """Says what came of it."""
+        """Sends the checkpoints where that is asked for; says what came of it."""
+        if self.run_options.artifacts and self.trainer.is_global_zero:
+            send_checkpoints(self.trainer, self.run_options.folder)
         if self.talks and self._trains(self.config[self.subcommand]):
             print(*closing(self.trainer, self.run_options.folder, perf_counter() - self._started), sep="\n")
 
     def after_test(self) -> None:
-        """Shows the scores."""
+        """Sends the results to W&B and shows the scores."""
+        send_results(self.trainer)
         if self.talks and self.trainer.is_global_zero:
             show_scores(self.trainer, "test" if self.subcommand == "test" else "val")
 
     after_validate = after_test
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs it and closes the W&B run, which would otherwise stay open in this process."""
+        """Runs it and closes the W&B run."""
         failed = True
         try:
             with mistakes_in_one_line("trainer", running=True):
@@ -435,10 +438,7 @@ class ExperimentCLI(LightningCLI):
                 "command with --ckpt_path last goes on; --data.num_workers 0 needs the least memory"
             ) from error
         finally:
-            for logger in self.trainer.loggers:
-                if isinstance(logger, WandbLogger) and logger._experiment is not None:
-                    close = partial(logger.experiment.finish, exit_code=int(failed))
-                    logger.guarded(close) if isinstance(logger, RunWandbLogger) else close()
+            close_wandb(self.trainer.loggers, failed)
 
 
 def _is_main_process() -> bool:

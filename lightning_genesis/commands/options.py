@@ -58,6 +58,7 @@ class RunOptions:
             in a sweep of W&B.
         root: folder of all runs.
         wandb: log to W&B as well.
+        artifacts: when training has ended, keep the best and the last checkpoint in W&B, as an artifact.
         group: of runs in W&B; a sweep groups its own.
         tags: of the run in W&B.
         notes: on the run in W&B; by default the comment at the head of the experiment's file.
@@ -69,6 +70,7 @@ class RunOptions:
     name: str | None = None
     root: str = "runs"
     wandb: bool = True
+    artifacts: bool = False
     group: str | None = None
     tags: list[str] | None = None
     notes: str | None = None

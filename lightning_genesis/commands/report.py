@@ -5,6 +5,7 @@ are `report.html`, one page that needs nothing else, and the tables alone as `ta
 `tables.csv`. What had to be left out is named, and the command then ends with exit code 1.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,17 +35,19 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, nargs="+", help="a run's folder")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to")
     parser.add_argument("--protocol", help="only these numbers: a protocol, or `none` for the whole split")
+    parser.add_argument("--wandb", action="store_true", help="log the tables to the W&B runs as well")
     options = parser.parse_args(list(args))
-    report(options.run, options.output, options.protocol)
+    report(options.run, options.output, options.protocol, options.wandb)
 
 
-def report(folders: Sequence[Path], output: Path, protocol: str | None = None) -> None:
+def report(folders: Sequence[Path], output: Path, protocol: str | None = None, wandb: bool = False) -> None:
     """Reads runs and writes the report.
 
     Args:
         folders: of the runs.
         output: folder to write to; what it holds of an earlier report is replaced.
         protocol: a protocol's name, `none` for numbers of the whole split; all there are if None.
+        wandb: log the tables to those runs of W&B that the runs' folders name.
 
     Raises:
         ConfigurationError: if a folder is not there or is none, or there is nothing to report.
@@ -64,11 +67,27 @@ def report(folders: Sequence[Path], output: Path, protocol: str | None = None) -
     runs, texts, problems = _texts_of_good(runs, protocol, problems)
     _write(output, texts)
     print(f"{len(runs)} runs -> {output / PAGE}")
+    if wandb:
+        _send(runs, protocol)
     for problem in problems:
         print(f"lightning-genesis: {problem}", file=sys.stderr)
     if problems:
         count = "one thing is" if len(problems) == 1 else f"{len(problems)} things are"
         raise Incomplete(f"report: {output / PAGE} is written, but {count} not as it should be, see above")
+
+
+def _send(runs: list[Run], protocol: str | None) -> None:
+    from lightning_genesis.commands.to_wandb import send_report  # imports Lightning
+
+    count, offline = send_report(runs, make_sections(runs, protocol)[0])
+    print(f"tables -> {count} runs of W&B")
+    if offline:
+        print(f"offline; to upload: wandb sync {shlex.join(map(_near, offline))}")
+
+
+def _near(path: Path) -> str:
+    """A path as seen from here, where it is below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _read(folder: Path, problems: list[str]) -> Run | None:

@@ -89,7 +89,7 @@ def closing(trainer: pl.Trainer, folder: Path, seconds: float) -> list[str]:
 
 
 def _wandb_place(trainer: pl.Trainer) -> str | None:
-    """The address of a run of W&B, or its folder and the command that uploads it."""
+    """The address of a run of W&B, or the command that uploads all its parts: each command adds one."""
     for logger in trainer.loggers:
         if not isinstance(logger, WandbLogger) or logger._experiment is None:
             continue
@@ -99,7 +99,11 @@ def _wandb_place(trainer: pl.Trainer) -> str | None:
             folder = Path(logger.experiment.dir).parent
             with suppress(ValueError):
                 folder = folder.relative_to(Path.cwd())
-            return f"offline; to upload: wandb sync {shlex.quote(str(folder))}"
+            parts = [*folder.parent.glob(f"offline-run-*-{logger.experiment.id}")]
+            place = shlex.quote(str(folder))
+            if len(parts) > 1:  # in the order of their start; those that were uploaded are left out
+                place = f"{shlex.quote(str(folder.parent))}/offline-run-*-{logger.experiment.id}"
+            return f"offline; to upload: wandb sync {place}"
     return None
 
 
@@ -113,8 +117,7 @@ def show_scores(trainer: pl.Trainer, stage: str) -> None:
         trainer: that has evaluated.
         stage: "test" or "val".
     """
-    callbacks: list[pl.Callback] = cast(Any, trainer).callbacks
-    written = [found for c in callbacks if isinstance(c, ResultWriter) for found in c.written]
+    written = results_of(trainer)
     width = Console().width if sys.stdout.isatty() else shutil.get_terminal_size().columns
     console = Console(width=width, highlight=False, soft_wrap=True)
     if not written:
@@ -128,28 +131,41 @@ def show_scores(trainer: pl.Trainer, stage: str) -> None:
             console.print(_table([(name, values[name], None) for name in _order(values, ())], None, width))
         return
     _, result = written[-1]  # the protocol's, where there is one
-    console.print(_table([*_rows(result)], result, width))
+    console.print(_table([*rows_of(result, MOST_ROWS)], result, width))
     if words := in_words(result.deviations, result.rules):
         # by words on a terminal; in a file nothing is cut
         console.print(f"differs from the paper: {'; '.join(words)}", soft_wrap=not sys.stdout.isatty())
     for file, _ in written:
         console.print(f"all numbers: {file}")
+    if (place := _wandb_place(trainer)) is not None:
+        console.print(f"W&B: {place}", soft_wrap=True, markup=False)
 
 
-def _rows(result: Result) -> Iterator[tuple[str, float | None, float | None]]:
-    """Names, values and published values, in the unit of the report."""
+def results_of(trainer: pl.Trainer) -> list[tuple[Path, Result]]:
+    """What a test has written, see `ResultWriter.written`; nothing where there is none."""
+    callbacks: list[pl.Callback] = cast(Any, trainer).callbacks
+    return [found for c in callbacks if isinstance(c, ResultWriter) for found in c.written]
+
+
+def rows_of(result: Result, most: int | None) -> Iterator[tuple[str, float | None, float | None]]:
+    """Names, values and published values, the latter in the unit of the report.
+
+    Args:
+        result: of a test.
+        most: rows; all if None.
+    """
     protocol = PROTOCOLS.get(result.protocol or "")  # type: ignore[call-overload]
     headline = protocol.headline_of(result.dataset) if protocol else ()
-    for name in _order(result.metrics, headline):
+    for name in _order(result.metrics, headline, most):
         cells = find_published(result.experiment, name, result.protocol) if protocol else []
         yield name, result.metrics[name], cells[0].mean if cells else None
 
 
-def _order(metrics: Mapping[str, Any], headline: Sequence[str]) -> list[str]:
+def _order(metrics: Mapping[str, Any], headline: Sequence[str], most: int | None = MOST_ROWS) -> list[str]:
     """The metrics to show, the most important first."""
     by_attention = [name for base in headline for name in (base, f"{base}_attention")]
     wanted = [*by_attention, *FIRST, *sorted(metrics, key=metric_order)]
-    return [name for name in dict.fromkeys(wanted) if name in metrics][:MOST_ROWS]
+    return [name for name in dict.fromkeys(wanted) if name in metrics][:most]
 
 
 def _table(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.runs.card import Card, read_card
-from lightning_genesis.runs.results import FOLDER, LARGEST, Result, read_result
+from lightning_genesis.runs.results import FOLDER, LARGEST, Result, experiment_of, read_result
 from lightning_genesis.runs.sweep_state import SweepState, read_state
 from lightning_genesis.storage.text import shown
 from lightning_genesis.storage.yaml_file import read_mapping
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
     class_path = model.get("class_path") if isinstance(model, dict) else None
     return Run(
         folder,
-        experiment=named[0][0] if named else name.removesuffix(f"-seed{seed}"),
+        experiment=named[0][0] if named else experiment_of(name, seed),
         model=results[0].model if results else shown(class_path or "unknown").rpartition(".")[2],
         seed=seed if type(seed) is int else None,
         results=results,

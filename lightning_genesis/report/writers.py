@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lightning_genesis.report.cells import CONFIDENCE, Cell, cell_lines, headline_lines
@@ -105,6 +105,13 @@ def to_csv(sections: Sequence[Section]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS)
     writer.writeheader()
+    for entry in entries(sections):
+        writer.writerow({name: _defused(value) for name, value in entry.items()})
+    return text.getvalue()
+
+
+def entries(sections: Sequence[Section]) -> Iterator[dict[str, Any]]:
+    """All cells, once for each published value: `FIELDS`, those of the published value where there is one."""
     for section in sections:
         for table in section.tables:
             for row in table.rows:
@@ -138,8 +145,7 @@ def to_csv(sections: Sequence[Section]) -> str:
                                 "difference": comparison.difference,
                                 "difference_in_std": comparison.deviations,
                             }
-                        writer.writerow({name: _defused(value) for name, value in entry.items()})
-    return text.getvalue()
+                        yield dict(entry)
 
 
 def _defused(value: Any) -> Any:

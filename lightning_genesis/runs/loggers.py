@@ -1,15 +1,12 @@
 """Where numbers go: always a CSV file in the run's folder, and W&B, online where it can be, else offline."""
 
 import csv
-import netrc
 import os
 import secrets
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
@@ -17,6 +14,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.runs.wandb_account import answers, has_key
 from lightning_genesis.storage.files import replacing
 
 WANDB_ID = "wandb-id.txt"
@@ -125,6 +123,9 @@ WANDB_AXIS = "trainer/global_step"
 class RunWandbLogger(WandbLogger):
     """W&B's logger, except that the run goes on without it when its process has died."""
 
+    at_step: int | None = None
+    """What everything is logged under: a test is of a checkpoint, and its Trainer stands at step 0."""
+
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
@@ -139,12 +140,38 @@ class RunWandbLogger(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs a row; see `guarded`."""
+        step = step if self.at_step is None else self.at_step
         self.guarded(lambda: WandbLogger.log_metrics(self, metrics, step))
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **options: Any) -> None:
         """Logs pictures; see `guarded`."""
         self.guarded(lambda: WandbLogger.log_image(self, key, images, step, **options))
+
+    @rank_zero_only
+    def log_video(self, key: str, videos: list[Any], step: int | None = None, **options: Any) -> None:
+        """Logs films; see `guarded`."""
+        self.guarded(lambda: WandbLogger.log_video(self, key, videos, step, **options))
+
+    @rank_zero_only
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Sets values of the run that belong to no step; see `guarded`."""
+        self.guarded(lambda: self.experiment.summary.update(dict(values)))
+
+    @rank_zero_only
+    def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Keeps a file as a version of the artifact `checkpoints-ID`; its alias is the file's name.
+
+        W&B copies it, to send it when the run is closed. What goes wrong is said, and the run goes on.
+        """
+        import wandb
+
+        try:
+            artifact = wandb.Artifact(f"checkpoints-{self.experiment.id}", "model", metadata=dict(metadata))
+            artifact.add_file(str(path))
+            self.experiment.log_artifact(artifact, aliases=[path.stem])
+        except Exception as error:  # which of its errors is not documented
+            rank_zero_warn(f"W&B: {path} is not kept as an artifact ({_reason(error)})")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
@@ -158,8 +185,7 @@ class RunWandbLogger(WandbLogger):
         try:
             call()
         except Exception as error:  # which of its errors is not documented
-            reason = " ".join(str(error).split())[:100] or type(error).__name__
-            rank_zero_warn(f"W&B: its process does not answer ({reason}); the run goes on without it")
+            rank_zero_warn(f"W&B: its process does not answer ({_reason(error)}); the run goes on without it")
             with suppress(Exception):  # it would be asked once more when Python ends
                 wandb.teardown()
             self._experiment = _DummyExperiment()  # type: ignore[assignment]
@@ -179,6 +205,10 @@ def rewrite(path: Path, columns: list[str] | None, keep: Callable[[dict[str, str
     temporary.replace(path)
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
+
 def _number(text: str | None) -> float:
     try:
         return float(text or "inf")
@@ -194,7 +224,8 @@ def make_wandb_logger(
     tags: list[str] | None = None,
     notes: str | None = None,
     header: str | None = None,
-) -> WandbLogger:
+    at_step: int | None = None,
+) -> RunWandbLogger:
     """A W&B logger that neither blocks nor asks: without an account or a connection it works offline.
 
     The id of the run is kept in the folder, so that a resumed run continues it, also from a new place; a copy
@@ -208,10 +239,11 @@ def make_wandb_logger(
         tags: of the run.
         notes: on the run; `header` if None.
         header: of the experiment's file.
+        at_step: see `RunWandbLogger`.
     """
     import wandb
 
-    offline = not os.environ.get("WANDB_MODE") and not _wandb_answers()
+    offline = not os.environ.get("WANDB_MODE") and not (has_key() and answers())
     if offline:
         rank_zero_info(f"W&B: no account or no connection; offline, files in {folder / 'wandb'}")
     run_id = _wandb_id(folder)
@@ -230,6 +262,7 @@ def make_wandb_logger(
         notes=header if notes is None else notes,
         settings=settings,
     )
+    logger.at_step = at_step
     logger._wandb_init.pop("anonymous", None)  # Lightning 2.6 sets it, W&B warns that it means nothing
     return logger
 
@@ -271,22 +304,3 @@ def _read_wandb_id(file: Path) -> _WandbId:
         return _WandbId(None, None)
     run_id, folder = (*(line.strip() or None for line in lines), None, None)[:2]
     return _WandbId(run_id, None if folder is None else Path(folder))
-
-
-def _wandb_answers() -> bool:
-    """Whether there is an account to log in with and a server that takes connections."""
-    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = server.hostname or ""
-    key = os.environ.get("WANDB_API_KEY")
-    if not key:
-        try:
-            key = (netrc.netrc().authenticators(host) or (None,))[-1]
-        except (OSError, netrc.NetrcParseError):
-            key = None
-    if not key:
-        return False
-    try:
-        socket.create_connection((host, server.port or 443), timeout=3.0).close()
-    except OSError:
-        return False
-    return True

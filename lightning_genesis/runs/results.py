@@ -35,6 +35,11 @@ MAY_DIFFER = ("compile",)
 _PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy")
 
 
+def experiment_of(run: str, seed: Any) -> str:
+    """What the runs of several seeds have in common: a run's name without its seed."""
+    return run.removesuffix(f"-seed{seed}")
+
+
 def versions() -> dict[str, str]:
     """What the numbers were computed with."""
     found = {"lightning-genesis": __version__, "python": platform.python_version()}
@@ -181,7 +186,7 @@ def about_run(run: Path, checkpoint: str | None) -> dict[str, Any]:
     name = folder.name if run.is_dir() else run.stem
     return {
         "run": name,
-        "experiment": name.removesuffix(f"-seed{seed}"),
+        "experiment": experiment_of(name, seed),
         "seed": seed if type(seed) is int else None,
         "checkpoint": Checkpoint.of(file, folder, read_checkpoint(file).get("global_step", 0)),
     }
