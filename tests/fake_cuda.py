@@ -7,7 +7,7 @@ give; `benchmarks/fake_cuda` has it.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.cuda.amp.common
@@ -25,15 +25,24 @@ NO_KERNEL = frozenset(
     )
 )
 """Operations that are no views by their schema and still compute nothing."""
+CUDNN_LSTM = ("cudnn_lstm", "cudnn_lstm_backward")
 
 
 class Asked(TorchDispatchMode):
-    """Counts kernels, bytes and copies between host and device of everything that is dispatched in it."""
+    """Counts kernels, bytes and copies between host and device of everything that is dispatched in it.
+
+    An LSTM over inputs that are all known is cuDNN's on a card: an operation forward and one backward,
+    whatever cuDNN launches in them. It is unrolled here, since cuDNN needs a driver; its bytes and FLOPs are
+    those of that.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
-        """On the device, by name of the operation."""
+        """On the device, by name of the operation; cuDNN's LSTM as `cudnn_lstm` and `cudnn_lstm_backward`."""
+        self.unrolled: Counter[str] = Counter()
+        """Those that stand for them: with these instead `kernels` would be an upper bound."""
+        self._inside = False
         self.bytes = 0
         """Read and written by them, without fusion and without a cache."""
         self.flops: Counter[torch.dtype] = Counter()
@@ -70,9 +79,60 @@ class Asked(TorchDispatchMode):
                 self.to_device[name] += 1
             if "cuda" in source and "cpu" in target:
                 self.to_host[name] += 1
-        self.kernels[name] += 1
+        # cuDNN's takes what autocast has cast
+        (self.unrolled if self._inside and name != "_to_copy" else self.kernels)[name] += 1
         seen = {id(x): x for x in (*given, *made)}
         self.bytes += sum(x.numel() * x.element_size() for x in seen.values())
+
+    @property
+    def most_kernels(self) -> int:
+        """Kernels with every LSTM unrolled."""
+        lstms = sum(self.kernels[name] for name in CUDNN_LSTM)
+        return sum(self.kernels.values()) - lstms + sum(self.unrolled.values())
+
+    @contextmanager
+    def _as_one(self, name: str) -> Iterator[None]:
+        self.kernels[name] += 1
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+    def __enter__(self) -> Self:
+        self._lstm, asked = torch._VF.lstm, self
+
+        def lstm(inputs: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor], *how: Any) -> Any:
+            return _Lstm.apply(asked, how, inputs, *state, *weights)
+
+        torch._VF.lstm = lstm
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch._VF.lstm = self._lstm
+        super().__exit__(*error)
+
+
+class _Lstm(torch.autograd.Function):
+    """An unrolled LSTM whose backward can be told from the rest of the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, asked: Asked, how: tuple[Any, ...], *given: Tensor) -> Any:
+        given = tuple(x.detach().requires_grad_(x.requires_grad) for x in given)
+        with asked._as_one(CUDNN_LSTM[0]), torch.set_grad_enabled(any(x.requires_grad for x in given)):
+            made = torch.lstm(given[0], given[1:3], given[3:], *how)
+        ctx.asked, ctx.given, ctx.made = asked, given, made
+        ctx.set_materialize_grads(False)
+        return tuple(x.detach() for x in made)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        wanted = [x for x in ctx.given if x.requires_grad]
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        made, given = [ctx.made[i] for i in used], [gradients[i] for i in used]
+        with ctx.asked._as_one(CUDNN_LSTM[1]):
+            found = iter(torch.autograd.grad(made, wanted, given))
+        return None, None, *(next(found) if x.requires_grad else None for x in ctx.given)
 
 
 def put_on(model: nn.Module, device: str) -> nn.Module:

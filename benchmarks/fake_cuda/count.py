@@ -4,8 +4,9 @@ No GPU is needed, and no time is measured.
 
 Forward, terms, objective, gate, backward, GECO and fused Adam of every model, in float32 and under bfloat16
 autocast: kernels, bytes that they read and write (no fusion, no cache), operations of convolutions and
-products, copies between host and device. It fails where devices mix or a value is read. Not seen: cuDNN's
-LSTM, which is unrolled here, so that kernels of models with one are an upper bound; waits for events
+products, copies between host and device. It fails where devices mix or a value is read. An LSTM over known
+inputs is cuDNN's: one operation forward and one backward; in brackets stand the kernels with it unrolled, as
+its bytes and FLOPs are. Not seen: what a library launches for one operation; waits for events
 (`tests/callbacks/test_no_wait.py`); time. Started by `benchmarks/fake_cuda/run`, which preloads what torch's
 autograd asks of a driver.
 """
@@ -100,6 +101,12 @@ def evaluate(make: Callable[..., SceneModel], arguments: argparse.Namespace) -> 
     return found
 
 
+def kernels_of(asked: Asked) -> str:
+    """Their number, and in brackets that with every LSTM unrolled, where there is one."""
+    kernels = sum(asked.kernels.values())
+    return f"{kernels} ({asked.most_kernels})" if asked.unrolled else str(kernels)
+
+
 def main() -> None:
     """Counts and prints a line for every model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -120,7 +127,7 @@ def main() -> None:
         for name in arguments.models or MODELS:
             cells = [name]
             for what, asked in evaluate(MODELS[name], arguments).items():
-                cells += [str(sum(asked.kernels.values())), f"{asked.bytes / 1e9:.2f}"]
+                cells += [kernels_of(asked), f"{asked.bytes / 1e9:.2f}"]
                 cells += [str(sum(asked.to_host.values()))] if what == "test" else []
             print(f"| {' | '.join(cells)} |", flush=True)
         return
@@ -128,7 +135,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.models or MODELS:
         single, half = (count(MODELS[name], arguments, bfloat16) for bfloat16 in (False, True))
-        kernels = [sum(asked.kernels.values()) for asked in (single, half)]
+        kernels = [kernels_of(asked) for asked in (single, half)]
         flops = sum(single.flops.values()) / 1e9
         copies = sum(half.to_host.values()), sum(half.to_device.values())
         print(

@@ -7,6 +7,7 @@ MONet-G, the same model trained with GECO (Engelcke et al., "GENESIS-V2", NeurIP
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_genesis.errors import ConfigurationError
@@ -48,12 +49,15 @@ class RecurrentAttention(nn.Module):
 
         Every step needs the scope that the step before it left, so `K - 1` passes follow each other.
         """
-        log_scope = torch.zeros_like(images[:, :1], dtype=torch.float32)
+        seen = F.pad(images.float(), (0, 0, 0, 0, 0, 1))  # all is left at first: the log-scope is 0
+        log_scope = seen[:, -1:]
         log_masks: list[Tensor] = []
         weights = repeated(self)
         for _ in range(num_slots - 1):
+            if log_masks:
+                seen = torch.cat([images, log_scope], dim=1)
             with weights():
-                logits = self.logit(self.unet(torch.cat([images, log_scope], dim=1)))
+                logits = self.logit(self.unet(seen))
             log_mask, log_scope = break_off(logits, log_scope)
             log_masks.append(log_mask)
         return torch.stack([*log_masks, log_scope], dim=1)

@@ -141,17 +141,19 @@ class _MaskKL(torch.autograd.Function):
         epsilon = torch.finfo(masks.dtype).eps
         logs = F.hardtanh(masks, epsilon, 1.0 - epsilon).log()
         difference = logs[0] - logs[1]
-        ctx.save_for_backward(before, total, masks, difference)
+        ctx.save_for_backward(before, masks, difference)
         return (masks[0] * difference).sum(dim=(1, 2, 3, 4))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        before, total, masks, difference = ctx.saved_tensors
+        before, masks, difference = ctx.saved_tensors
         epsilon = torch.finfo(masks.dtype).eps
         # with the masks within the second cut, outside of which the gradient is 0, the cut mask is the mask
         ratio = torch.ops.aten.hardtanh_backward(masks[0] / masks, masks, epsilon, 1.0 - epsilon)
         ratio[0].add_(difference)
         ratio[1].neg_()
-        mean = (ratio * masks).sum(dim=2, keepdim=True)
-        of_cut = (ratio - mean) * (gradients[0][:, None, None, None, None] / total)
-        return torch.ops.aten.hardtanh_backward(of_cut, before, _MaskKL.LEAST, torch.inf) * before
+        weighted = ratio * masks
+        # as of a softmax: before over total is the mask, but where it was cut, and there the gradient is 0
+        of_log = torch.addcmul(weighted, masks, weighted.sum(dim=2, keepdim=True), value=-1.0)
+        of_log.mul_(gradients[0][:, None, None, None, None])
+        return torch.ops.aten.hardtanh_backward(of_log, before, _MaskKL.LEAST, torch.inf)
