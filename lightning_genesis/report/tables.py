@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.evaluation.deviations import in_words
 from lightning_genesis.report.cells import Cell, Comparison, summarise
 from lightning_genesis.report.names import (
     DENSITIES,
@@ -426,7 +427,7 @@ def _remarks(entries: Sequence[_Entry]) -> list[str]:
         group = dataset_label(entry.result.dataset, entry.result.synthetic)
         label = row_label(entry.run.experiment, entry.result.dataset)
         everything[group].add(label)
-        for line in entry.result.deviations:
+        for line in in_words(entry.result.deviations, entry.result.rules):
             about[group, line][label] = None
         if entry.result.checkpoint is None:
             about[group, "the weights are untrained"][entry.run.name] = None
