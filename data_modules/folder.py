@@ -96,8 +96,9 @@ def find_images(folder: Path, masks: Path | None = None) -> tuple[list[str], Cou
 
 
 def _listed(left_out: Counter[str]) -> str:
-    """Numbers and kinds in one line, the most frequent first."""
-    parts = [f"{count:,} {kind}" for kind, count in left_out.most_common(_KINDS_SHOWN)]
+    """Numbers and kinds in one line, the most frequent first, whatever the order of the file system."""
+    kinds = sorted(left_out, key=lambda kind: (-left_out[kind], kind))
+    parts = [f"{left_out[kind]:,} {kind}" for kind in kinds[:_KINDS_SHOWN]]
     more = len(left_out) - len(parts)
     return ", ".join(parts) + (f" and {more} kinds more" if more > 0 else "")
 

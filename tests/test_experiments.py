@@ -348,11 +348,11 @@ def little_data(experiment: Path) -> list[str]:
 
     Skips the test where the dataset is not there yet, and says which file it waits for.
     """
-    data = yaml.safe_load(experiment.read_text())["data"]
+    data = yaml.safe_load(experiment.read_text(encoding="utf-8"))["data"]
     if isinstance(data, str):
         if not (FOLDER / data).is_file():
             pytest.skip(f"waits for experiments/{data}")
-        data = yaml.safe_load((FOLDER / data).read_text())
+        data = yaml.safe_load((FOLDER / data).read_text(encoding="utf-8"))
     kind = data["class_path"].rpartition(".")[2]
     if not hasattr(data_modules, kind):
         pytest.skip(f"waits for data_modules.{kind}")
@@ -458,22 +458,24 @@ def test_every_cell_of_the_papers_is_there() -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
 def test_header_and_index(experiment: Path) -> None:
     """The header says where the numbers come from and what to expect of which machine; docs list the file."""
-    lines = experiment.read_text().splitlines()
+    lines = experiment.read_text(encoding="utf-8").splitlines()
     header = "\n".join(line for line in lines if line.startswith("#"))
     assert "Source:" in header
     assert "Expected:" in header
     if experiment.stem in SETTINGS:
         assert "Hardware:" in header
-        assert f"`{experiment.stem}`" in (FOLDER.parent / "docs" / "experiments.md").read_text()
+        assert f"`{experiment.stem}`" in (FOLDER.parent / "docs" / "experiments.md").read_text(
+            encoding="utf-8"
+        )
 
 
 @pytest.mark.parametrize("stem", sorted(SETTINGS))
 def test_data_written_out_are_the_shared_ones(stem: str) -> None:
     """Slot Attention's batch is 64: its data are written out, and else are what the dataset's file has."""
-    data = yaml.safe_load((FOLDER / f"{stem}.yaml").read_text())["data"]
+    data = yaml.safe_load((FOLDER / f"{stem}.yaml").read_text(encoding="utf-8"))["data"]
     if isinstance(data, str):
         return
-    shared = [yaml.safe_load(path.read_text()) for path in FOLDER.glob("data/*.yaml")]
+    shared = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in FOLDER.glob("data/*.yaml")]
     same = [entry for entry in shared if entry["class_path"] == data["class_path"]]
     if not same:
         pytest.skip(f"waits for the data file of {data['class_path']}")
@@ -496,13 +498,13 @@ def test_clevr6_is_compared_with_as_many_images_as_in_the_paper() -> None:
     clevr6 = {stem for stem in stems if stem.endswith("_clevr6")}
     assert len(clevr6) == 7
     for stem in clevr6:
-        text = (FOLDER / f"{stem}.yaml").read_text()
+        text = (FOLDER / f"{stem}.yaml").read_text(encoding="utf-8")
         assert yaml.safe_load(text)["fid"] == {"val_and_test": True}
         assert "# FID: 10,000 samples against validation and test images together" in text
 
 
 def protocol_of(stem: str) -> str | None:
-    return yaml.safe_load((FOLDER / f"{stem}.yaml").read_text()).get("protocol")
+    return yaml.safe_load((FOLDER / f"{stem}.yaml").read_text(encoding="utf-8")).get("protocol")
 
 
 def test_every_experiment_names_the_protocol_of_its_numbers() -> None:
@@ -519,8 +521,8 @@ def test_every_experiment_names_the_protocol_of_its_numbers() -> None:
 
 def data_of(stem: str) -> tuple[Any, tuple[str, ...]]:
     """The dataset's class, and the names of its settings."""
-    data = yaml.safe_load((FOLDER / f"{stem}.yaml").read_text())["data"]
-    data = yaml.safe_load((FOLDER / data).read_text()) if isinstance(data, str) else data
+    data = yaml.safe_load((FOLDER / f"{stem}.yaml").read_text(encoding="utf-8"))["data"]
+    data = yaml.safe_load((FOLDER / data).read_text(encoding="utf-8")) if isinstance(data, str) else data
     return getattr(data_modules, data["class_path"].rpartition(".")[2]), tuple(sorted(data["init_args"]))
 
 

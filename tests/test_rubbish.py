@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import resource
+import shlex
 import shutil
 import signal
 import struct
@@ -462,7 +463,7 @@ def test_rubbish_in_the_metadata(tmp_path: Path, text: str) -> None:
 
 def attacks(marker: Path) -> dict[str, Any]:
     """Objects that make a file `marker` when they are unpickled."""
-    command = f"touch {marker}"
+    command = f"touch {shlex.quote(str(marker))}"
     return {
         "system": Calls(os.system, command),
         "exec": Calls(exec, f"open({str(marker)!r}, 'w')"),

@@ -65,7 +65,7 @@ def test_the_commit_of_files_that_git_has(tmp_path: Path) -> None:
     assert find_commit(source) is None, "git does not have it"
     git("add", "package.py")
     git("commit", "-m", "ours")
-    head = (tmp_path / ".git/refs/heads/main").read_text()[:12]
+    head = (tmp_path / ".git/refs/heads/main").read_text(encoding="utf-8")[:12]
     assert find_commit(source) == head
     source.write_text("2")
     assert find_commit(source) == f"{head}+"
@@ -77,7 +77,7 @@ def test_the_commit_of_files_that_git_has(tmp_path: Path) -> None:
 def test_a_damaged_card_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
     write_card(tmp_path, CARD)
     assert read_card(tmp_path) == CARD
-    content = json.loads((tmp_path / "card.json").read_text())
+    content = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
     (tmp_path / "card.json").write_text(json.dumps({**content, **change}))
     assert read_card(tmp_path) is None
     (tmp_path / "card.json").unlink()
@@ -89,7 +89,7 @@ def test_the_report_has_a_card_for_an_experiment(tmp_path: Path) -> None:
     write_card(folders[0], CARD)
     write_card(folders[1], replace(CARD, seconds=3600.0, commit=None, hardware="<b>"))
     assert main(["report", *map(str, folders), "--output", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     for text in (
         "<dt>Parameters</dt><dd>1,000, 900 trained</dd>",
         "<dt>Hours per run</dt><dd>1 to 2</dd>",

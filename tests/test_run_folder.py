@@ -75,7 +75,7 @@ def test_a_renamed_run_is_evaluated_with_its_own_weights(
     assert main(["test", "--config", "runs/exp-old/config.yaml", "--ckpt_path", "best"]) == 0
     assert not [warning for warning in recwarn if "untrained" in str(warning.message)]
     (file,) = (runs / "exp-old/metrics").glob("*.json")
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     assert (result["run"], result["seed"], result["experiment"]) == ("exp-old", 0, "exp-old")
     assert result["checkpoint"]["path"] == "checkpoints/best.ckpt"
     assert not (runs / "exp/metrics").exists()
@@ -86,29 +86,34 @@ def test_a_renamed_run_goes_on_from_its_own_checkpoint(folder: Path, monkeypatch
     monkeypatch.chdir(folder)
     runs = folder / "runs"
     untouched = (runs / "exp/checkpoints/last.ckpt").read_bytes()
-    identity = (runs / "exp-old/wandb-id.txt").read_text().split()[0]
+    identity = (runs / "exp-old/wandb-id.txt").read_text(encoding="utf-8").splitlines()[0]
     go_on = ["--ckpt_path", "last", "--trainer.max_steps", "10"]
     assert main(["fit", "--config", "runs/exp-old/config.yaml", *go_on]) == 0
     assert last(runs / "exp-old")["global_step"] == 10
     assert (runs / "exp/checkpoints/last.ckpt").read_bytes() == untouched
     # it was moved: its W&B run is the same, and its configuration tells the new name
-    assert (runs / "exp-old/wandb-id.txt").read_text().split() == [identity, str(runs / "exp-old")]
-    assert yaml.safe_load((runs / "exp-old/config.yaml").read_text())["run"]["name"] == "exp-old"
+    assert (runs / "exp-old/wandb-id.txt").read_text(encoding="utf-8").splitlines() == [
+        identity,
+        str(runs / "exp-old"),
+    ]
+    assert (
+        yaml.safe_load((runs / "exp-old/config.yaml").read_text(encoding="utf-8"))["run"]["name"] == "exp-old"
+    )
 
 
 def test_a_copied_run_is_a_run_of_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = folder / "runs"
-    identity = (runs / "exp/wandb-id.txt").read_text()
+    identity = (runs / "exp/wandb-id.txt").read_text(encoding="utf-8")
     go_on = ["--ckpt_path", "last", "--trainer.max_steps", "8"]
     monkeypatch.chdir(runs / "exp-copy")
     assert main(["fit", "--config", "config.yaml", *go_on, "--data.root", "../../data"]) == 0
     assert f"is a copy of {runs / 'exp'}; it goes on as a run of its own" in caplog.text
     assert last(runs / "exp-copy")["global_step"] == 8
     assert last(runs / "exp")["global_step"] == 6
-    assert (runs / "exp/wandb-id.txt").read_text() == identity
-    copied, owner = (runs / "exp-copy/wandb-id.txt").read_text().split()
+    assert (runs / "exp/wandb-id.txt").read_text(encoding="utf-8") == identity
+    copied, owner = (runs / "exp-copy/wandb-id.txt").read_text(encoding="utf-8").splitlines()
     assert copied != identity.split()[0]
     assert owner == str(runs / "exp-copy")
     assert [*(runs / "exp-copy").glob(f"wandb/*/run-{copied}.wandb")]
@@ -164,7 +169,7 @@ def test_identity_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     def identity(name: str) -> str:
         logger = make_wandb_logger(tmp_path / name, name)
-        found, owner = (tmp_path / name / "wandb-id.txt").read_text().split()
+        found, owner = (tmp_path / name / "wandb-id.txt").read_text(encoding="utf-8").splitlines()
         assert (logger._id, owner) == (found, str(tmp_path / name))
         return found
 
@@ -212,7 +217,9 @@ def test_a_second_process_is_refused_until_the_first_dies(
 
 def test_lock_leaves_no_folder_behind(tmp_path: Path) -> None:
     with writing(tmp_path / "runs/a"):
-        assert (tmp_path / "runs/a" / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+        assert (
+            (tmp_path / "runs/a" / LOCK).read_text(encoding="utf-8").startswith(f"process {os.getpid()} on ")
+        )
     assert not (tmp_path / "runs/a").exists()
     with writing(tmp_path / "runs/a"):
         (tmp_path / "runs/a/metrics.csv").write_text("step\n")

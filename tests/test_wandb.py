@@ -65,7 +65,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
             with redirect_stdout(StringIO()) as text:
                 assert main(command) == 0
             said.append(text.getvalue())
-            identity, owner = (folder / "wandb-id.txt").read_text().split()
+            identity, owner = (folder / "wandb-id.txt").read_text(encoding="utf-8").splitlines()
             assert owner == str(folder)
             parts += set(folder.glob(f"wandb/offline-run-*/run-{identity}.wandb")) - set(parts)
             if len(parts) == 1:
@@ -150,12 +150,12 @@ def test_a_test_is_logged_to_the_same_run(offline: Offline) -> None:
     _, rows = read_run(part)
     assert {row["trainer/global_step"] for row in rows} == {6}
     (results,) = offline.folder.glob("metrics/test-*.json")
-    metrics = json.loads(results.read_text())["metrics"]
+    metrics = json.loads(results.read_text(encoding="utf-8"))["metrics"]
     summary = read_summary(part)
     assert summary["test/ari_fg"] == pytest.approx(metrics["ari_fg"])
     assert "32 px" in summary["test/differs"]
     (path,) = (row["tables/test/path"] for row in rows if "tables/test/path" in row)
-    table = json.loads((part.parent / "files" / path).read_text())
+    table = json.loads((part.parent / "files" / path).read_text(encoding="utf-8"))
     assert table["columns"] == ["metric", "here", "paper", "difference"]
     values = {label: value for label, value, *_ in table["data"]}
     assert len(values) == len(metrics)
@@ -188,7 +188,7 @@ def test_a_report_is_logged_to_its_runs(
     )
     (row,) = (row for row in read_run(file)[1] if "tables/report/path" in row)
     assert row["trainer/global_step"] == 500_000
-    table = json.loads((file.parent / "files" / row["tables/report/path"]).read_text())
+    table = json.loads((file.parent / "files" / row["tables/report/path"]).read_text(encoding="utf-8"))
     cells = [dict(zip(table["columns"], cells, strict=True)) for cells in table["data"]]
     assert next(cell for cell in cells if cell["metric"] == "ari_fg")["mean"] == pytest.approx(0.85)
     with open("report/tables.csv", newline="") as text:

@@ -135,7 +135,7 @@ class Rollback(pl.Callback):
         path = self.folder / "rollbacks.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row] if path.is_file() else [COLUMNS, row]
-        with open(path, "a", newline="") as file:
+        with open(path, "a", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)
 
 

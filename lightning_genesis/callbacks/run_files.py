@@ -42,7 +42,7 @@ class RunConfig(SaveConfigCallback):
         if stage == "fit":
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = self.folder / ".config.yaml.tmp"
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             temporary.rename(self.folder / "config.yaml")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

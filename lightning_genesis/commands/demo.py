@@ -80,7 +80,7 @@ def main(args: Sequence[str]) -> None:
 
 def losses(run: Path) -> list[float]:
     """Every logged training loss of a run."""
-    with open(run / "metrics.csv", newline="") as file:
+    with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 

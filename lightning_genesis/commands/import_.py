@@ -5,6 +5,7 @@ flags.json next to it, as far as they tell; every option of our model can be giv
 before them.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def main(args: Sequence[str]) -> None:
         write_checkpoint(output, checkpoint)
     with replacing(config) as temporary:
         section = {"model": _model_section(official, checkpoint)}
-        temporary.write_text(yaml.safe_dump(section, sort_keys=False))
+        temporary.write_text(yaml.safe_dump(section, sort_keys=False), encoding="utf-8")
     _tell(options.file, output, config, flags, checkpoint)
 
 
@@ -109,8 +110,8 @@ def _tell(file: Path, output: Path, config: Path, flags: Path | None, checkpoint
         f"{file} -> {output}: {checkpoint['model_class']}, {values['num_slots']} slots, "
         f"{values['image_size']} px, after {checkpoint['global_step']} steps; {told}; options in {config}"
     )
-    command = f"--config {config} --data DATA.yaml"
-    print(f"score it: lightning-genesis test {command} --ckpt_path {output}")
+    command, weights = f"--config {shlex.quote(str(config))} --data DATA.yaml", shlex.quote(str(output))
+    print(f"score it: lightning-genesis test {command} --ckpt_path {weights}")
     resumable = "optimizer_states" in checkpoint and output.suffix == ".ckpt"
     start = "--ckpt_path" if resumable else "--init_from"
-    print(f"train on: lightning-genesis fit {command} {start} {output}")
+    print(f"train on: lightning-genesis fit {command} {start} {weights}")

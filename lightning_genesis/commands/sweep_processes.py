@@ -109,7 +109,7 @@ class Sweep:
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
             # Its processes hold the lock too: they may outlive a sweep that is killed.
-            run.lock = open(run.folder / LOCK, "w")  # noqa: SIM115  (closed when the run is over)
+            run.lock = open(run.folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115  (closed when the run is over)
         except OSError as error:
             run.outcome = f"{run.folder}: {error.strerror}, expected a folder of a run, or none"
             return False

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lightning_genesis.commands.arguments import CommandParser
 from lightning_genesis.runs.zoo import PREFIX, Card, find_in_zoo, list_zoo
@@ -40,7 +40,11 @@ def main(args: Sequence[str]) -> None:
 def table(cards: Sequence[Card]) -> Table:
     """All models with their scores on fresh test scenes, by decoded / attention masks."""
     names = {"ari_fg": "ARI-FG", "msc_fg": "mSC-FG", "ari": "ARI"}
-    found = Table("zoo:", *(names[key] for key in COLUMNS), "MSE", "MB", box=SIMPLE_HEAD)
+    headings = (*(names[key] for key in COLUMNS), "MSE", "MB")
+    numbers = (
+        Column(heading, overflow="fold") for heading in headings
+    )  # a digit less would be another number
+    found = Table(Column("zoo:", no_wrap=True), *numbers, box=SIMPLE_HEAD)
     for card in cards:
         scores = card.contents["scores"]
         pairs = ([scores.get(key), scores.get(f"{key}_attention")] for key in COLUMNS)

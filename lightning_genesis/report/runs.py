@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def read_run(folder: Path) -> Run:
 def _why_no_results(folder: Path, is_logged: bool) -> str:
     config = folder / "config.yaml"
     if any((folder / "checkpoints").glob("*.ckpt")):
-        command = f"lightning-genesis test --config {config} --ckpt_path last"
+        command = f"lightning-genesis test --config {shlex.quote(str(config))} --ckpt_path last"
         return f"{folder}: no metrics; run `{command}`"
     if is_logged or config.is_file():
         return f"{folder}: neither metrics nor a checkpoint; has it been trained?"

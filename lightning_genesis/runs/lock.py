@@ -47,7 +47,7 @@ def _locked(folder: Path) -> IO[str]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = open(path, "a+")  # noqa: SIM115  (closed when the run is over)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed when the run is over)
         except FileNotFoundError:  # the holder has just removed the empty folder
             continue
         try:

@@ -35,7 +35,7 @@ class _AppendingWriter(ExperimentWriter):
         self.NAME_METRICS_FILE = file_name
         super().__init__(log_dir)
         if os.path.isfile(self.metrics_file_path):
-            with open(self.metrics_file_path, newline="") as file:
+            with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
                 self.metrics_keys = next(csv.reader(file), [])
 
     def _check_log_dir_exists(self) -> None:
@@ -54,7 +54,7 @@ class _AppendingWriter(ExperimentWriter):
                 rank_zero_warn(f"{self.log_dir} was deleted under the run; it is made anew")
                 os.makedirs(self.log_dir)
             super().save()
-            with open(self.metrics_file_path) as file:
+            with open(self.metrics_file_path, encoding="utf-8") as file:
                 os.fsync(file.fileno())
         except OSError as error:
             reason = error.strerror or error
@@ -193,12 +193,12 @@ class RunWandbLogger(WandbLogger):
 
 def rewrite(path: Path, columns: list[str] | None, keep: Callable[[dict[str, str]], bool]) -> None:
     """Writes a CSV file anew, with other columns or fewer rows, under a temporary name first."""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         columns = columns or list(reader.fieldnames or ())
         rows = [row for row in reader if keep(row)]
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="") as file:
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
@@ -282,7 +282,7 @@ def _wandb_id(folder: Path) -> str | None:
     if (run_id, here) != found:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
-            temporary.write_text(f"{run_id}\n{here}\n", errors="surrogateescape")
+            temporary.write_text(f"{run_id}\n{here}\n", encoding="utf-8", errors="surrogateescape")
     return run_id
 
 
@@ -299,7 +299,7 @@ def _is_at_home(found: _WandbId, folder: Path) -> bool:
 
 def _read_wandb_id(file: Path) -> _WandbId:
     try:
-        lines = file.read_text(errors="surrogateescape").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return _WandbId(None, None)
     run_id, folder = (*(line.strip() or None for line in lines), None, None)[:2]

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,7 @@ def test_missing_data_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         data.setup("fit")
     command = (
-        f"lightning-genesis prepare multi_dsprites --root {tmp_path} --variant unique "
+        f"lightning-genesis prepare multi_dsprites --root {shlex.quote(str(tmp_path))} --variant unique "
         "--train_size 24 --val_size 8 --test_size 8"
     )
     assert command in str(caught.value)

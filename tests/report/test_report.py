@@ -167,7 +167,9 @@ addEventListener('load', () => { document.body.dataset.seen = JSON.stringify({
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_page_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
-    text, replaced = re.subn(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", LOOK, page.read_text())
+    text, replaced = re.subn(
+        r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", LOOK, page.read_text(encoding="utf-8")
+    )
     assert replaced == 1
     (tmp_path / "page.html").write_text(text)
     _, messages = open_page(page, tmp_path / "profile", width)  # as it is, with its policy
@@ -201,7 +203,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(
 ) -> None:
     damaged = make_run(tmp_path, "genesis_objectsroom", 0, {"ari_fg": 0.6}, pictures=True)
     path = add_result(damaged, "genesis_objectsroom", 0, {"ari_fg": 0.6}, protocol=None)
-    path.write_text(path.read_text()[:-40])
+    path.write_text(path.read_text(encoding="utf-8")[:-40])
     (damaged / "pictures" / "samples-002000.png").write_bytes(b"\x89PNG rubbish")
     untested = make_run(tmp_path, "genesis_objectsroom", 1, steps=1000)
     (untested / "checkpoints").mkdir()
@@ -223,7 +225,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(
         last
         == f"report: {tmp_path}/out/report.html is written, but 5 things are not as it should be, see above"
     )
-    text = (tmp_path / "out" / "report.html").read_text()
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert all(str(folder) in text for folder in (untested, untrained, foreign))
     assert "genesis_objectsroom-seed1" in text  # its curves are there
 
@@ -262,7 +264,7 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>"
     folder = make_run(tmp_path / "runs", f"{name}_x", 0, {"<b>ari": 0.5}, dataset="<i>data", steps=1000)
     assert main(["report", str(folder), "--output", str(tmp_path / "out")]) == 0
-    tags = [tag for tag, _ in Page((tmp_path / "out" / "report.html").read_text()).tags]
+    tags = [tag for tag, _ in Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).tags]
     assert not {"img", "b", "i"} & set(tags)
 
 
@@ -297,7 +299,7 @@ def test_animations_stay_animations(tmp_path: Path) -> None:
         folder / "figures/random_walk.gif", save_all=True, append_images=frames[1:], duration=120, loop=0
     )
     assert main(["report", str(folder), "--output", str(tmp_path / "out")]) == 0
-    parsed = Page((tmp_path / "out" / "report.html").read_text())
+    parsed = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     (source,) = [str(attributes["src"]) for tag, attributes in parsed.tags if tag == "img"]
     picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert getattr(picture, "n_frames", 1) == 3
@@ -310,5 +312,5 @@ def test_pictures_are_of_the_best_seed(tmp_path: Path) -> None:
         for seed, score in enumerate((0.7, 0.9, 0.8))
     ]
     assert main(["report", *map(str, folders), "--output", str(tmp_path / "out")]) == 0
-    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    text = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
     assert "Pictures of genesisv2_objectsroom-seed1, the best of 3 by ARI-FG" in text

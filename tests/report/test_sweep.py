@@ -50,7 +50,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def calls(event: str = "start") -> list[dict[str, Any]]:
     """What the stub was asked for, in this order; then forgets it."""
     path = Path("calls.jsonl")
-    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    entries = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
     path.unlink(missing_ok=True)
     return [entry for entry in entries if entry["event"] == event]
 
@@ -72,12 +74,12 @@ def test_trains_and_tests_every_seed_and_reports(run: Run, capsys: pytest.Captur
     ]
     assert test["args"] == ["--config", "runs/my_experiment-seed0/config.yaml", "--ckpt_path", "last"]
     assert (fit["gpu"], fit["group"]) == (None, "my_experiment")
-    assert "0.500 ± 0.000 (2)" in Path("runs/my_experiment-report/tables.md").read_text()
+    assert "0.500 ± 0.000 (2)" in Path("runs/my_experiment-report/tables.md").read_text(encoding="utf-8")
     assert "seed 3: done" in capsys.readouterr().out
 
     assert run("--seeds", "0,3,4", "--max_steps", "8") == 0  # finished seeds are not rerun
     assert stages() == [("fit", 4), ("test", 4)]
-    assert "0.500 ± 0.000 (3)" in Path("runs/my_experiment-report/tables.md").read_text()
+    assert "0.500 ± 0.000 (3)" in Path("runs/my_experiment-report/tables.md").read_text(encoding="utf-8")
 
     assert run("--seeds", "0", "--max_steps", "9") == 0  # another configuration is another matter
     assert stages() == [("fit", 0), ("test", 0)]
@@ -138,7 +140,7 @@ def test_a_seed_that_fails_does_not_keep_the_others(
     assert (
         line == f"lightning-genesis: sweep: 2 of 3 seeds done; seed 1: {reason}; the same command tries again"
     )
-    assert "0.500 ± 0.000 (2)" in Path("runs/my_experiment-report/tables.md").read_text()
+    assert "0.500 ± 0.000 (2)" in Path("runs/my_experiment-report/tables.md").read_text(encoding="utf-8")
 
     monkeypatch.delenv(f"STUB_{stage}_1")
     assert run("--seeds", "0,1,2") == 0  # where it failed, and nothing else
@@ -149,7 +151,7 @@ def test_one_seed_at_a_time_on_each_gpu(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("STUB_fit_0", "meet")
     monkeypatch.setenv("STUB_fit_1", "meet")  # each waits for the other: they are at work side by side
     assert run("--seeds", "0,1,2,3,4", "--gpus", "2,MIG-5") == 0
-    entries = [json.loads(line) for line in Path("calls.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in Path("calls.jsonl").read_text(encoding="utf-8").splitlines()]
     for gpu in ("2", "MIG-5"):
         events = [entry["event"] for entry in entries if entry["gpu"] == gpu]
         assert events == ["start", "end"] * (len(events) // 2)
@@ -169,7 +171,7 @@ def test_every_value_with_every_seed(run: Run, capsys: pytest.CaptureFixture[str
     assert [args[args.index("--run.name") + 1] for args in fits] == names
     assert fits[1][:4] == ["--config", "my_experiment.yaml", "--model.std", "0.7"]
     assert "std=0.7, seed 1: done" in capsys.readouterr().out
-    state = json.loads(Path("runs", names[1], "sweep.json").read_text())
+    state = json.loads(Path("runs", names[1], "sweep.json").read_text(encoding="utf-8"))
     assert (state["sweep"], state["values"]) == ("my_experiment", {"model.std": "0.7"})
 
     assert run("--seeds", "0,1", "--model.std", "0.5,0.6,0.7") == 0  # a value more: only its runs are done
@@ -210,7 +212,7 @@ def test_an_array_of_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     arguments = ["--seeds", "0,1", "--model.std", "0.5,0.7", "--model.x", "{a: 1}"]
     assert run(*arguments, "--slurm", "array.sbatch", "--jobs", "2") == 0
     assert not Path("runs").exists()
-    script = Path("array.sbatch").read_text()
+    script = Path("array.sbatch").read_text(encoding="utf-8")
     assert "#SBATCH --array=0-3%2\n" in script
     assert run(*arguments, "--slurm", "array.sbatch") == 2, "what someone may have changed is kept"
 
@@ -231,8 +233,8 @@ def test_an_array_of_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert [submit(task, 0) for task in range(4)] == [0] * 4
     assert (submit(2, 1), Path("scontrol.txt").exists()) == (1, False)
     assert submit(2, 75) == 75
-    assert Path("scontrol.txt").read_text() == "requeue 77_2\n"
-    lines = [json.loads(line) for line in Path("srun.jsonl").read_text().splitlines()]
+    assert Path("scontrol.txt").read_text(encoding="utf-8") == "requeue 77_2\n"
+    lines = [json.loads(line) for line in Path("srun.jsonl").read_text(encoding="utf-8").splitlines()]
     for line in lines[:4]:
         assert main(["sweep", *line]) == 0
         assert not Path("runs/my_experiment-report").exists()
@@ -324,7 +326,9 @@ def test_a_run_that_someone_else_stops_is_not_a_failure(
     (line,) = capsys.readouterr().err.splitlines()
     told = "sweep: a signal to a run: 1 of 2 seeds done; the same command goes on"
     assert line == f"lightning-genesis: {told}"
-    assert "0.500 (1)" in Path("runs/my_experiment-report/tables.md").read_text()  # of what is done
+    assert "0.500 (1)" in Path("runs/my_experiment-report/tables.md").read_text(
+        encoding="utf-8"
+    )  # of what is done
 
 
 def test_no_report_where_nothing_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +403,7 @@ def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
     arguments = ["sweep", "--config", "tiny.yaml", "--seeds", "0,1", "--trainer.enable_progress_bar", "false"]
     assert main(arguments) == 0
-    tables = Path("runs/tiny-report/tables.md").read_text()
+    tables = Path("runs/tiny-report/tables.md").read_text(encoding="utf-8")
     assert "(2)" in tables
     weights = [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/checkpoints/last.ckpt"))]
     assert len(weights) == 2
@@ -407,7 +411,7 @@ def test_real_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [
         path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/checkpoints/last.ckpt"))
     ] == weights
-    assert Path("runs/tiny-report/tables.md").read_text() == tables
+    assert Path("runs/tiny-report/tables.md").read_text(encoding="utf-8") == tables
 
 
 # ---------------------------------------------------------------- sweeps of W&B
@@ -423,7 +427,7 @@ def test_sweeps_of_wandb_parse(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """W&B's own functions make the command line; the command takes it, and every value arrives."""
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     monkeypatch.chdir(ROOT)
     assert content["program"] == content["command"][0] == "lightning-genesis"
     for last in (False, True):
@@ -485,4 +489,4 @@ def test_runs_of_a_wandb_sweep_have_folders_and_ids_of_their_own(
         Named(["fit", "--config=tiny.yaml", "--seed_everything=5"])
     monkeypatch.setenv("WANDB_MODE", "offline")
     make_wandb_logger(tmp_path / "run", "name")
-    assert (tmp_path / "run" / "wandb-id.txt").read_text().split()[0] == "run7"
+    assert (tmp_path / "run" / "wandb-id.txt").read_text(encoding="utf-8").split()[0] == "run7"

@@ -186,7 +186,7 @@ def test_published_values_are_known_everywhere() -> None:
 @pytest.mark.parametrize("experiment", sorted({cell.experiment for cell in read_published()}))
 def test_headers_of_the_experiments_agree(experiment: str) -> None:
     """The header has the published values, and no other means with a standard deviation."""
-    lines = (EXPERIMENTS / f"{experiment}.yaml").read_text().splitlines()
+    lines = (EXPERIMENTS / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
     header = " ".join(" ".join(line.lstrip("# ") for line in lines if line.startswith("#")).split())
     source, _, expected = header.partition("Source:")[2].partition("Expected:")
     expected = expected.partition("Hardware:")[0]
@@ -442,7 +442,9 @@ def test_markdown_and_latex_hold_the_same_cells(tmp_path: Path) -> None:
 
 def test_published_file_says_what_it_means() -> None:
     """Values stay as printed only if YAML takes none of them for a number."""
-    tables = yaml.safe_load((EXPERIMENTS.parent / "lightning_genesis/report/published.yaml").read_text())
+    tables = yaml.safe_load(
+        (EXPERIMENTS.parent / "lightning_genesis/report/published.yaml").read_text(encoding="utf-8")
+    )
     for table in tables:
         assert set(table) <= {"paper", "where", "protocol", "seeds", "values"}
         for cells in table["values"].values():
