@@ -10,6 +10,7 @@ from benchmarks.all_models import Batches, trainer_on
 from benchmarks.communication import Communication, communication, read_counts
 from lightning_genesis import models
 from lightning_genesis.models import SceneModel
+from tests.quick import few
 from tests.ranks.tiny import tiny
 
 STEPS = 4
@@ -62,7 +63,8 @@ def sent_by_a_trainer(model: SceneModel, monkeypatch: pytest.MonkeyPatch) -> dic
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("GenesisV2", {"feature_dim": 64}), ("EfficientMORL", {}), ("Genesis", {})]
+    ("name", "options"),
+    few([("GenesisV2", {"feature_dim": 64}), ("EfficientMORL", {}), ("Genesis", {})], "GenesisV2", "Genesis"),
 )
 def test_arithmetic_is_what_is_sent(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -549,7 +549,10 @@ class TestOnce(ExperimentCLI):
 @pytest.mark.parametrize(
     "stem",
     [
-        pytest.param(stem, marks=[pytest.mark.slow] if "sketchy" in stem or "apc" in stem else [])
+        pytest.param(
+            stem,
+            marks=[pytest.mark.slow] if any(name in stem for name in ("sketchy", "apc", "clevrtex")) else [],
+        )
         for stem in {data_of(stem): stem for stem in NAMES if protocol_of(stem)}.values()
     ],
 )

@@ -19,6 +19,7 @@ from lightning_genesis.models import SRI, VAE, Genesis, GenesisV2, SceneModel, S
 from lightning_genesis.runs.loading import load_model
 from lightning_genesis.scene import IndexedNoise
 from lightning_genesis.storage.checkpoint import write_checkpoint
+from tests.quick import few
 from tests.weights_file import export
 
 
@@ -79,7 +80,11 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in models.__all__ if name not in ("SceneModel", "SlotAttention")]
+    "name",
+    few(
+        [name for name in models.__all__ if name not in ("SceneModel", "SlotAttention")],
+        *("GenesisV2", "SRI", "EfficientMORL"),
+    ),
 )
 def test_every_generative_model(folder: Path, name: str, capsys: Any) -> None:
     kind = getattr(models, name)

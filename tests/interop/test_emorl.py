@@ -258,6 +258,7 @@ def test_optimizer_of_another_model_is_refused() -> None:
 # ---------------------------------------------------------------- the command
 
 
+@pytest.mark.slow  # `test_import_command.py` goes on with one of GENESIS-V2
 def test_imported_checkpoint_is_scored_and_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,9 +85,7 @@ def test_a_prior_is_kept_with_the_run_and_used_by_name(folder: Path, capsys: Any
     assert not Path("three").exists()
 
 
-@pytest.mark.parametrize(
-    "kind", few([SRI, VAE, EfficientMORL, Genesis, MONet, SlotAttention], Genesis, SlotAttention)
-)
+@pytest.mark.parametrize("kind", few([SRI, VAE, EfficientMORL, Genesis, MONet, SlotAttention], SlotAttention))
 def test_any_model_with_a_decoder_gets_a_prior(folder: Path, kind: Any) -> None:
     """Slot Attention too, which has nothing to sample from."""
     model = small(kind, **({"slot_dim": 8, "feature_dim": 8} if kind is SlotAttention else {}))
