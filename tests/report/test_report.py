@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -171,7 +172,7 @@ def test_page_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
         r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", LOOK, page.read_text(encoding="utf-8")
     )
     assert replaced == 1
-    (tmp_path / "page.html").write_text(text)
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
     _, messages = open_page(page, tmp_path / "profile", width)  # as it is, with its policy
     assert "CONSOLE" not in messages
     shown, messages = open_page(tmp_path / "page.html", tmp_path / "profile", width)
@@ -216,7 +217,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(
     *lines, last = lines_of(capsys)
     assert len(lines) == 5
     assert lines[0].startswith(f"{path}: not readable as JSON")
-    command = f"lightning-genesis test --config {untested}/config.yaml --ckpt_path last"
+    command = f"lightning-genesis test --config {shlex.quote(f'{untested}/config.yaml')} --ckpt_path last"
     assert lines[1] == f"{untested}: no metrics; run `{command}`"
     assert lines[2] == f"{untrained}: neither metrics nor a checkpoint; has it been trained?"
     assert lines[3] == f"{foreign}: no metrics, no log and no configuration: not the folder of a run"
