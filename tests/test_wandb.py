@@ -4,8 +4,10 @@ import base64
 import csv
 import hashlib
 import json
+import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -372,3 +374,31 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert main(["dashboard", "sprites"]) == 2
     line = error_line(capsys)
     assert line.endswith("library of workspaces is missing: pip install 'lightning-genesis[dashboard]'")
+
+
+# ---------------------------------------------------------------- a home that nothing can be written to
+
+
+def test_no_home_and_a_second_run_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies go to the run's folder; what W&B refuses once is said once, and the next run is a new one."""
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_DATA_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def refuse() -> None:
+        raise OSError("no")
+
+    first = make_wandb_logger(tmp_path / "one", "one")
+    first.log_table("scores", columns=["a"], data=[[1]])
+    assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / "one/wandb")
+    with pytest.warns(UserWarning, match=r"does not answer \(no\)"):
+        first.guarded(refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first.log_summary({"a": 1})
+    second = make_wandb_logger(tmp_path / "two", "two")
+    second.log_metrics({"a": 2.0}, 0)
+    assert second.experiment.id == (tmp_path / "two/wandb-id.txt").read_text(encoding="utf-8").split()[0]
+    second.experiment.finish()

@@ -182,12 +182,15 @@ class RunWandbLogger(WandbLogger):
         """Calls what talks to W&B's process. If that is gone, says so once, and nothing is sent any more."""
         import wandb
 
+        if isinstance(self._experiment, _DummyExperiment):
+            return
         try:
             call()
         except Exception as error:  # which of its errors is not documented
             rank_zero_warn(f"W&B: its process does not answer ({_reason(error)}); the run goes on without it")
             with suppress(Exception):  # it would be asked once more when Python ends
                 wandb.teardown()
+            wandb.run = None  # or the next run in this process would go on with it
             self._experiment = _DummyExperiment()  # type: ignore[assignment]
 
 
@@ -214,6 +217,15 @@ def _number(text: str | None) -> float:
         return float(text or "inf")
     except ValueError:  # the row was being written when the run was killed
         return float("inf")
+
+
+def _can_copy() -> bool:
+    """Whether W&B can write where it copies what it sends to, as a rule at home."""
+    from wandb.env import get_data_dir
+
+    place = Path(get_data_dir()).absolute()
+    there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def make_wandb_logger(
@@ -246,6 +258,8 @@ def make_wandb_logger(
     offline = not os.environ.get("WANDB_MODE") and not (has_key() and answers())
     if offline:
         rank_zero_info(f"W&B: no account or no connection; offline, files in {folder / 'wandb'}")
+    if "WANDB_DATA_DIR" not in os.environ and not _can_copy():
+        os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
     run_id = _wandb_id(folder)
     project = os.environ.get("WANDB_PROJECT", "lightning-genesis")
     # the command says itself where the run is; of twenty lines more nobody reads one
