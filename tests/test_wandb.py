@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -23,6 +24,7 @@ from lightning_genesis.cli import main
 from lightning_genesis.report.dashboard import SECTIONS, panels_of
 from lightning_genesis.runs.loggers import SUMMARIES, make_wandb_logger
 from lightning_genesis.runs.wandb_account import has_key, server
+from tests.ranks.command import TIMEOUT
 from tests.report.fake_runs import make_run
 from tests.test_cli import TINY, error_line
 from tests.wandb_file import read_finished, read_run, read_summary, top_level
@@ -120,6 +122,27 @@ def test_the_upload_is_one_command(offline: Offline) -> None:
     assert all(f"offline; to upload: wandb sync {place}\n" in said for said in (resumed, tested))
     assert [*offline.folder.parents[1].glob(place)] != []
     assert {*offline.folder.parents[1].glob(place)} == {part.parent for part in offline.parts}
+
+
+def test_all_parts_are_uploaded_as_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By W&B's own command: the rows of the second part come after those of the first."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for losses in ([3.0, 2.0], [1.0]):
+        logger = make_wandb_logger(tmp_path / "run", "name")
+        for loss in losses:
+            logger.log_metrics({"train/loss": loss}, step=int(10 * loss))
+        logger.experiment.finish()
+    identity = (tmp_path / "run/wandb-id.txt").read_text().split()[0]
+    parts = sorted((tmp_path / "run/wandb").glob(f"offline-run-*-{identity}"))
+    assert len(parts) == 2
+    with serving([]) as server:
+        environment = os.environ | {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
+        for name in ("WANDB_MODE", "WANDB_SERVICE"):
+            environment.pop(name, None)
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, reversed(parts))]
+        subprocess.run(command, env=environment, check=True, timeout=TIMEOUT, capture_output=True)
+    rows = server.uploaded[identity]
+    assert [(row["train/loss"], row["_step"]) for row in rows] == [(3.0, 0), (2.0, 1), (1.0, 2)]
 
 
 def test_pictures_and_films_have_captions(offline: Offline) -> None:
