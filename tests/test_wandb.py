@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,10 +25,10 @@ from lightning_genesis.cli import main
 from lightning_genesis.report.dashboard import SECTIONS, panels_of
 from lightning_genesis.runs.loggers import SUMMARIES, make_wandb_logger
 from lightning_genesis.runs.wandb_account import has_key, server
-from lightning_genesis.runs.wandb_file import read_records
+from tests.ranks.command import TIMEOUT
 from tests.report.fake_runs import make_run
 from tests.test_cli import TINY, error_line
-from tests.wandb_file import read_run, read_summary, top_level
+from tests.wandb_file import read_finished, read_run, read_summary, top_level
 from tests.wandb_server import KEY, serving
 
 
@@ -91,7 +92,7 @@ def test_offline_run_is_read_back(offline: Offline) -> None:
     assert all((file.parent / "files" / picture).is_file() for picture in names[0])
 
     # what W&B shows it by: group, tags, notes, the axis, the best and the last
-    records = list(read_records(file))
+    records = read_finished(file)
     (about,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (about.run_group, list(about.tags)) == ("mine", ["first", "second"])
     assert about.notes == "A tiny run.\nSource: ours."
@@ -106,6 +107,12 @@ def test_offline_run_is_read_back(offline: Offline) -> None:
 def test_a_resumed_run_goes_on(offline: Offline) -> None:
     _, rows = read_run(offline.parts[1])
     assert [row["trainer/global_step"] for row in rows if "train/loss" in row] == [5]
+    # the best of all its parts
+    before, after = (read_summary(part) for part in offline.parts[:2])
+    best = before["val/ari_fg"]["max"]
+    assert "val/ari_fg" not in after, "it ends before its first validation"
+    assert after["best/val/ari_fg"] == before["best/val/ari_fg"] == pytest.approx(best)
+    assert (before["best/step"], after["best/step"]) == (4, 4)
 
 
 def test_the_upload_is_one_command(offline: Offline) -> None:
@@ -116,6 +123,27 @@ def test_the_upload_is_one_command(offline: Offline) -> None:
     assert all(f"offline; to upload: wandb sync {place}\n" in said for said in (resumed, tested))
     assert [*offline.folder.parents[1].glob(place)] != []
     assert {*offline.folder.parents[1].glob(place)} == {part.parent for part in offline.parts}
+
+
+def test_all_parts_are_uploaded_as_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By W&B's own command: the rows of the second part come after those of the first."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for losses in ([3.0, 2.0], [1.0]):
+        logger = make_wandb_logger(tmp_path / "run", "name")
+        for loss in losses:
+            logger.log_metrics({"train/loss": loss}, step=int(10 * loss))
+        logger.experiment.finish()
+    identity = (tmp_path / "run/wandb-id.txt").read_text().split()[0]
+    parts = sorted((tmp_path / "run/wandb").glob(f"offline-run-*-{identity}"))
+    assert len(parts) == 2
+    with serving([]) as server:
+        environment = os.environ | {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
+        for name in ("WANDB_MODE", "WANDB_SERVICE"):
+            environment.pop(name, None)
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, reversed(parts))]
+        subprocess.run(command, env=environment, check=True, timeout=TIMEOUT, capture_output=True)
+    rows = server.uploaded[identity]
+    assert [(row["train/loss"], row["_step"]) for row in rows] == [(3.0, 0), (2.0, 1), (1.0, 2)]
 
 
 def test_pictures_and_films_have_captions(offline: Offline) -> None:
@@ -132,7 +160,7 @@ def test_pictures_and_films_have_captions(offline: Offline) -> None:
 
 def test_the_best_and_the_last_checkpoint_are_artifacts(offline: Offline) -> None:
     """As they are in the folder when training has ended."""
-    records = read_records(offline.parts[0])
+    records = read_finished(offline.parts[0])
     artifacts = [record.artifact for record in records if record.artifact.name]
     kept = {alias: found for found in artifacts for alias in found.aliases if alias != "latest"}
     name = f"checkpoints-{offline.identity}"
@@ -213,7 +241,7 @@ def test_an_artifact_that_cannot_be_kept_hurts_nothing(
     assert [row["train/loss"] for row in read_run(file)[1]] == [1.0]
 
 
-@pytest.mark.parametrize("place", ["variable", "own", "old", "address", "none"])
+@pytest.mark.parametrize("place", ["variable", "own", "old", "address", "settings", "none"])
 def test_an_account_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """As W&B's own library finds it: it keeps keys by host and port, and once kept them by another host."""
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
@@ -221,13 +249,21 @@ def test_an_account_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pl
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     key = 10 * "abcd"
     host = str(wandb.Settings().base_url).removeprefix("https://")
-    hosts = {"own": host, "old": "api.wandb.ai", "address": "localhost:8080", "none": "example.org"}
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    local = dict.fromkeys(("address", "settings"), "localhost:8080")
+    hosts = {"own": host, "old": "api.wandb.ai", "none": "example.org", **local}
     if place == "variable":
         monkeypatch.setenv("WANDB_API_KEY", key)
     else:
         (tmp_path / "netrc").write_text(f"machine {hosts[place]} login user password {key}")
     if place == "address":
         monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:8080")
+    if place == "settings":
+        (tmp_path / "settings").write_text("[default]\nbase_url = http://localhost:8080\n")
+    settings = wandb.Settings(settings_system=str(tmp_path / "settings"))
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    assert server() == settings.base_url
     assert has_key() is (place != "none")
     if place != "variable":
         assert (read_netrc_auth(host=server()) == key) is (place != "none")

@@ -1,6 +1,7 @@
-"""A stand-in for W&B's server: answers what its libraries ask about a project, and keeps what they save."""
+"""A stand-in for W&B's server: answers what its libraries ask about a project, and keeps what they send."""
 
 import base64
+import gzip
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 KEY = 10 * "abcd"
 """Of the one account."""
+PROJECT = {"id": "UHJvamVjdDox", "name": "sprites", "entity": {"id": "RW50aXR5OjE=", "name": "me"}}
 
 
 class Server(ThreadingHTTPServer):
@@ -24,6 +26,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, runs: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs, self.saved = runs, list[dict[str, Any]]()
+        self.uploaded: dict[str, list[dict[str, Any]]] = {}
+        """Rows by the id of a run."""
 
     @property
     def address(self) -> str:
@@ -39,8 +43,29 @@ class Server(ThreadingHTTPServer):
         if "query Runs" in query:
             known = (variables["entity"], variables["project"]) == ("me", "sprites")
             return {"project": self._project() if known else None}
+        if "RunResumeStatus" in query:
+            found = self._bucket(variables["name"]) if variables["name"] in self.uploaded else None
+            return {"model": {**PROJECT, "bucket": found}}
+        if "UpsertBucket" in query:
+            self.uploaded.setdefault(variables["name"], [])
+            return {"upsertBucket": {"bucket": self._bucket(variables["name"]), "inserted": True}}
+        if "CreateRunFiles" in query:
+            return {"createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": []}}
         account = {"id": "VXNlcjox", "entity": "me", "username": "me", "email": "", "flags": "{}"}
         return {"viewer": {**account, "teams": {"edges": []}}}
+
+    def take(self, run: str, files: Mapping[str, Any]) -> None:
+        """Rows of a run; a row that is sent again replaces what is there."""
+        if history := files.get("wandb-history.jsonl"):
+            rows = self.uploaded[run]
+            rows[history["offset"] :] = [json.loads(line) for line in history["content"]]
+
+    def _bucket(self, run: str) -> dict[str, Any]:
+        rows = self.uploaded[run]
+        counts = {"historyLineCount": len(rows), "logLineCount": 0, "eventsLineCount": 0}
+        tails = {"historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]), "eventsTail": "[]"}
+        texts = {"config": "{}", "summaryMetrics": "{}", "wandbConfig": '{"t": 1}', "tags": []}
+        return {"id": "UnVu", "name": run, "displayName": run, "project": PROJECT, **counts, **tails, **texts}
 
     def _project(self) -> dict[str, Any]:
         edges = [
@@ -59,6 +84,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/file_stream"):
+            text = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
+            self.server.take(self.path.split("/")[-2], json.loads(text).get("files") or {})
+            return self._send(200, {"exitcode": None, "limits": {}})
         if self.path != "/graphql":
             return self._send(404, {})
         key = base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode()

@@ -58,7 +58,7 @@ from lightning_genesis.commands.options import (
 )
 from lightning_genesis.commands.quiet import quieten
 from lightning_genesis.commands.screen import closing, say_opening, show_scores
-from lightning_genesis.commands.to_wandb import close_wandb, send_checkpoints, send_results
+from lightning_genesis.commands.to_wandb import close_wandb, send_end, send_results
 from lightning_genesis.errors import CheckpointError, ConfigurationError
 from lightning_genesis.evaluation.protocols import ProtocolName, find_protocol
 from lightning_genesis.models import SceneModel
@@ -409,9 +409,8 @@ class ExperimentCLI(LightningCLI):
     before_validate = before_test = before_predict = before_fit
 
     def after_fit(self) -> None:
-        """Sends the checkpoints where that is asked for; says what came of it."""
-        if self.run_options.artifacts and self.trainer.is_global_zero:
-            send_checkpoints(self.trainer, self.run_options.folder)
+        """Tells W&B, and says, what came of it."""
+        send_end(self.trainer, self.run_options.folder, self.run_options.artifacts)
         if self.talks and self._trains(self.config[self.subcommand]):
             print(*closing(self.trainer, self.run_options.folder, perf_counter() - self._started), sep="\n")
 

@@ -47,19 +47,21 @@ def _cells(name: str, value: float | None, published: float | None) -> list[str 
     return [metric.label, here, published, difference]
 
 
-def send_checkpoints(trainer: pl.Trainer, folder: Path) -> None:
-    """Sends the best and the last checkpoint of a finished run, as versions of one artifact.
-
-    Its name is `checkpoints-ID`, its aliases `best` and `last`. What goes wrong is said, and hurts nothing.
+def send_end(trainer: pl.Trainer, folder: Path, artifacts: bool) -> None:
+    """Sends what came of a finished run: the best score, `best/NAME`, of all its parts, and its step.
 
     Args:
         trainer: that has trained.
         folder: the run's.
+        artifacts: send the best and the last checkpoint as well, as versions of one artifact, with the
+            aliases `best` and `last`.
     """
     best = next((c.best for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
     about = {BEST: {} if best is None else best._asdict(), LAST: {"step": trainer.global_step}}
     for logger in wandb_loggers(trainer):
-        for name, metadata in about.items():
+        if best is not None:  # W&B's own maximum is of the part that is resumed
+            logger.log_summary({f"best/{best.name}": best.value, "best/step": best.step})
+        for name, metadata in about.items() if artifacts else ():
             if (folder / "checkpoints" / name).is_file():
                 logger.log_checkpoint(folder / "checkpoints" / name, metadata)
 
@@ -94,11 +96,10 @@ def send_report(runs: Sequence[Run], sections: Sequence[Section]) -> tuple[int, 
 
 def _of_run(run: Run, sections: Sequence[Section]) -> dict[str, float]:
     values: dict[str, float] = {}
-    names = {result.run for result in run.results}
     for section in sections:
         rows = [row for table in section.tables for row in table.rows]
         for column, cell in ((column, cell) for row in rows for column, cell in row.cells.items()):
-            if names & set(cell.runs):
+            if run.name in cell.runs:
                 key = f"report/{section.protocol or section.split}/{column.metric}"
                 values[f"{key}/mean"], values[f"{key}/seeds"] = cell.summary.mean, cell.summary.count
                 if cell.summary.std is not None:

@@ -3,6 +3,10 @@
 import netrc
 import os
 import socket
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 PATIENCE = 3.0
@@ -12,23 +16,32 @@ OLD_HOST = "api.wandb.ai"
 
 
 def server() -> str:
-    """The address of W&B's server: `WANDB_BASE_URL`, or W&B's own."""
+    """The address of W&B's server: `WANDB_BASE_URL`, what `wandb login --host` has kept, or W&B's own."""
+    return os.environ.get("WANDB_BASE_URL") or _kept_address() or _own_address()
+
+
+def _own_address() -> str:
     import wandb
 
-    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+    return str(wandb.Settings().base_url)
+
+
+def _kept_address() -> str | None:
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    kept = ConfigParser(interpolation=None)
+    with suppress(ConfigParserError, OSError, UnicodeDecodeError):
+        kept.read([folder / "settings", Path("wandb", "settings")])  # of the folder one is in comes last
+    return kept.get("default", "base_url", fallback=None) or None
 
 
 def has_key() -> bool:
-    """Whether there is an account to log in with: `WANDB_API_KEY`, or what `wandb login` has kept."""
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether there is an account to log in with: in the environment, or what `wandb login` has kept."""
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
         return True
     address = urlsplit(server())
-    # W&B's own server has an old name too, under which keys were kept
-    hosts = (
-        address.netloc,
-        address.hostname or "",
-        *(() if os.environ.get("WANDB_BASE_URL") else (OLD_HOST,)),
-    )
+    hosts = [address.netloc, address.hostname or ""]
+    if server() == _own_address():
+        hosts.append(OLD_HOST)
     try:
         kept = netrc.netrc(os.environ.get("NETRC") or None)
     except (OSError, netrc.NetrcParseError):
