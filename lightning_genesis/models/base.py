@@ -33,6 +33,7 @@ from lightning_genesis.models.contract import (
 )
 from lightning_genesis.models.parallel import not_in_every_forward, send_buffers
 from lightning_genesis.models.pictures import PictureMethods
+from lightning_genesis.models.pieces import compile_network
 from lightning_genesis.models.restore import restore_model
 from lightning_genesis.models.scores import RunningMeans, Scores, means_of_terms
 from lightning_genesis.objectives import GECO, Objective
@@ -388,10 +389,7 @@ class SceneModel(PictureMethods, pl.LightningModule):
 
     def configure_model(self) -> None:
         """Compiles the network, never the LightningModule (whose logging cannot be traced)."""
-        if self.compile_mode is not None and not hasattr(self, "network"):
-            raise ConfigurationError(f"compile: a {type(self).__name__} has no `network` to be compiled")
-        if self.compile_mode is not None and self.network._compiled_call_impl is None:
-            self.network.compile(mode=self.compile_mode)
+        compile_network(self)
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -24,6 +24,7 @@ from lightning_genesis.layers.slot_attention import PixelEncoder, attend
 from lightning_genesis.layers.slot_decoder import DecoderName, SlotDecoder
 from lightning_genesis.layers.weights import LowPrecisionLinear, repeated
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.pieces import compile_for_training
 from lightning_genesis.objectives import (
     Likelihood,
     SoftplusGECO,
@@ -613,10 +614,10 @@ class EfficientMORL(SceneModel):
     def configure_model(self) -> None:
         """Compiles the convolutions, nearly all of the work; the gradient inside stays eager."""
         for part in (self.network.encoder, self.network.decoder):
-            if self.compile_mode is not None and part._compiled_call_impl is None:
+            if self.compile_mode is not None:
                 # the decoder's graph is gone through twice: its buffers cannot be given away the first time
                 functorch_config.donated_buffer = False
-                part.compile(mode=self.compile_mode)
+                compile_for_training(part, self.compile_mode)
 
 
 def _detached(inference: Any) -> Any:

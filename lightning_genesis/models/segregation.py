@@ -47,6 +47,8 @@ class SegregationModel(Protocol):
     latent_dim: int
     """Size D of a slot's latent."""
     branches: tuple[str, ...]
+    replays: bool
+    """Whether it takes no gradient inside its forward, so that it can be compiled as a part of SRI."""
 
     def __call__(self, images: Tensor, noise: Noise | None = None) -> Scene:
         """L_seg's own decoding; `latents` has `mean`, `scale` and `sample`, each `[B, K, D]`.

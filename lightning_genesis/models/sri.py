@@ -3,7 +3,7 @@
 Emami, He, Ranka, Rangarajan: "Towards Improving the Generation Quality of Autoregressive Slot VAEs", 2024.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -16,6 +16,7 @@ from lightning_genesis.layers.slot_sequence import CorrelatedScale, ScenePrior
 from lightning_genesis.metrics import bits_per_dimension
 from lightning_genesis.models.base import SceneModel
 from lightning_genesis.models.emorl import EfficientMORL
+from lightning_genesis.models.pieces import compiled
 from lightning_genesis.models.segregation import (
     ENCODERS,
     EncoderName,
@@ -81,8 +82,8 @@ class SRI(SceneModel):
         likelihood: "mixture" (Equation 4, SRI-MoG) or "gaussian" (Equation 3, SRI-G).
         std: standard deviation σ of the likelihood.
         normalized_likelihood: train with the density's `log √2π`; the ELBO always has it.
-        compile: mode of `torch.compile` for encoder, scene encoder and decoder; the LSTMs, which cannot be
-            compiled, stay outside.
+        compile: mode of `torch.compile` for three pieces in training: the encoder's network; scene variable,
+            rollout, matching, posterior and decoder (but for `order: hungarian`); and all loss terms.
         common: the other arguments of every model, of `SceneModel`.
 
     Raises:
@@ -137,6 +138,7 @@ class SRI(SceneModel):
         self.scene_dim, self.order, self.cross_order_kl = scene_dim, order, cross_order_kl
         self.segregation_loss = segregation_loss
         self.likelihood, self.std, self.normalized_likelihood = likelihood, std, normalized_likelihood
+        self._configured = False
 
     @staticmethod
     def default_objective() -> Objective:
@@ -157,17 +159,19 @@ class SRI(SceneModel):
         """
         if self.training and isinstance(self.segregation, EfficientMORL):
             self.segregation.follow(self.objective.weights()[:, 0])  # of L_seg, if there is one
+        # what is compiled knows no noise, and nothing of the host
+        whole = noise is None and self.order != "hungarian"
         auxiliary: dict[str, Scene] = {}
         attention: Tensor | None = None
+        given: Any
         if self.segregation_loss or not self.training:
             segregation = self.segregation(images, noise)
             given, attention = segregation.latents, segregation.attention_log_masks
             if self.segregation_loss:
                 auxiliary["segregation"] = segregation
         else:
-            given = self.segregation.encode(images, noise)
-        latents = self._infer(given, noise)
-        scene = self.decode(latents["sample"])
+            given = images if whole and self.segregation.replays else self.segregation.encode(images, noise)
+        latents, scene = (self._piece(SRI._relate) if whole else SRI._relate)(self, given, noise)
         if attention is not None and "order" in latents:
             attention = reorder(attention, latents["order"])
         if not self.training:
@@ -190,6 +194,13 @@ class SRI(SceneModel):
             aligned. In training what no loss needs is left out.
         """
         return self._infer(self.segregation.encode(images, noise), noise)
+
+    def _relate(
+        self, given: Mapping[str, Tensor] | Tensor, noise: Noise | None
+    ) -> tuple[dict[str, Tensor], Scene]:
+        """`_infer`, or `encode` where images are given, and what is decoded from it."""
+        latents = self.encode(given, noise) if isinstance(given, Tensor) else self._infer(given, noise)
+        return latents, self.decode(latents["sample"])
 
     def _infer(self, given: Mapping[str, Tensor], noise: Noise | None) -> dict[str, Tensor]:
         """Relate and imagine (Sections 4.1 and 4.2), given the encoder's `mean`, `scale` and `sample`."""
@@ -270,6 +281,9 @@ class SRI(SceneModel):
 
     def loss_terms(self, scene: Scene, images: Tensor) -> dict[str, Terms]:
         """L_seg as the encoder has it, and L_SRI with KLs `scene`, `slot` and `cross_order` (Equation 11)."""
+        return self._piece(SRI._loss_terms)(self, scene, images)
+
+    def _loss_terms(self, scene: Scene, images: Tensor) -> dict[str, Terms]:
         terms: dict[str, Terms] = {}
         if self.segregation_loss:
             of_encoder = self.segregation.loss_terms(scene.auxiliary["segregation"], images)
@@ -328,11 +342,15 @@ class SRI(SceneModel):
     # ---------------------------------------------------------------- training
 
     def configure_model(self) -> None:
-        """Compiles the encoder, the scene encoder and the decoder."""
+        """Compiles the encoder now, the rest when it is trained."""
         self.segregation.configure_model()
-        for part in (self.scene_encoder, self.decoder):
-            if self.compile_mode is not None and part is not None and part._compiled_call_impl is None:
-                part.compile(mode=self.compile_mode)
+        self._configured = True
+
+    def _piece(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of the class, compiled in training once the model was configured."""
+        if self._configured and self.compile_mode and self.training and torch.is_grad_enabled():
+            return compiled(function, self.compile_mode)
+        return function
 
 
 def _sum(values: Mapping[str, Tensor]) -> Tensor:
