@@ -14,6 +14,9 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "Lightning Genesis"
+html_static_path = ["_static"]
+html_css_files = ["commands.css"]
+highlight_language = "text"  # of blocks that name none: commands
 exclude_patterns = ["_build"]
 
 nb_execution_mode = "off"  # the pages show what was stored; the tests run the cells

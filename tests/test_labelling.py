@@ -17,6 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from lightning_genesis.cli import main
 from lightning_genesis.commands.label import (
+    PLAIN_QUESTION,
     Agreement,
     Answers,
     agreement,
@@ -199,6 +200,8 @@ def test_towers_are_judged_where_there_are_some(
     assert main(["label", "model.safetensors", "--output", "page.html", *own]) == 0
     assert f"  no automatic judgement: {reason}\n" in capsys.readouterr().out
     assert not list(folder.glob("*.automatic.json"))
+    asked = question[1] if question else PLAIN_QUESTION
+    assert data_of((folder / "page.html").read_text())[0]["question"] == asked
 
 
 def test_a_model_that_cannot_be_judged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -383,6 +383,7 @@ FEW = ["--num_epochs", "3", "--device", "cpu"]
 def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", str(run), *FEW]) == 0
     out = capsys.readouterr().out
+    assert "latents of 16 test images\ntraining a network for each question: 3 epochs\n" in out
     assert "stability: accuracy" in out
     (result,) = read_results(run)
     assert (result.model, result.dataset, result.split, result.num_images) == (

@@ -43,6 +43,8 @@ NUM_IMAGES = 100
 """As many as the SRI paper's authors labelled per model."""
 QUESTION = "Do all blocks of the tower touch?"
 """As in the SRI paper, Section 5.3: "all blocks in the stack are touching each other"."""
+PLAIN_QUESTION = "Could this be an image of the data?"
+"""Of a model's samples, where they are not known to be towers."""
 MAX_PNG_BYTES = 4_000_000
 MAX_ANSWER_BYTES = 10_000_000
 
@@ -125,7 +127,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--output", type=Path, help="a .html file")
     parser.add_argument("--agreement", type=Path, nargs=2, metavar="JSON", help="files of answers to compare")
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES, help="the first this many")
-    parser.add_argument("--question", default=QUESTION, help="what to answer with yes or no")
+    parser.add_argument("--question", help="what to answer with yes or no")
     parser.add_argument("--seed", type=int, default=0, help="of a model's samples")
     parser.add_argument("--device", help="such as cpu or cuda:1; a GPU if there is one")
     return parser
@@ -176,8 +178,9 @@ def _write(options: Namespace) -> None:
     is_run = any((source / name).exists() for name in ("config.yaml", "checkpoints"))
     is_model = is_run or not source.is_dir()
     reason = ""
+    question = options.question or QUESTION
     if is_model:
-        images, judged, reason = _draw(source, options)
+        images, judged, question, reason = _draw(source, options)
         source = find_file(source, options.checkpoint)
     elif given := [
         option
@@ -197,8 +200,9 @@ def _write(options: Namespace) -> None:
     about = digest(images)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as temporary:
-        temporary.write_text(make_page(images, options.question, about, FORMAT), encoding="utf-8")
+        temporary.write_text(make_page(images, question, about, FORMAT), encoding="utf-8")
     print(f"{source} -> {output}: {len(images)} images; open it in a browser, offline if you like")
+    print(f"  it asks: {question}" + ("" if options.question else " (--question asks another)"))
     if judged:
         path = output.with_suffix(".automatic.json")
         write_answers(path, Answers("automatic", QUESTION, about, judged))
@@ -211,11 +215,13 @@ def _write(options: Namespace) -> None:
 
 
 @torch.no_grad()
-def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool], str]:
-    """Samples of a model, as `sample` draws them, which are towers, and why that is not judged, if so."""
+def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool], str, str]:
+    """Samples of a model, as `sample` draws them, the judgement, the question, and why none is judged."""
     model, data = _load(source, options)
     model = model.to(find_device(options.device, "label"))
-    reason = _why_not_judged(model, data, options.question)
+    has_towers = data is not None and data.shows_towers
+    question = options.question or (QUESTION if has_towers else PLAIN_QUESTION)
+    reason = _why_not_judged(model, data, question)
     if options.prior is not None:
         use_prior(model, source, options.prior, find_file(source, options.checkpoint))
     images: Images = {}
@@ -228,7 +234,7 @@ def _draw(source: Path, options: Namespace) -> tuple[Images, dict[str, bool], st
             judged |= zip(names, towers.correct.tolist(), strict=True)
         levels = (pixels * 255 + 0.5).byte().movedim(1, -1).numpy()  # rounded as `sample` does
         images |= zip(names, levels, strict=True)
-    return images, judged, reason
+    return images, judged, question, reason
 
 
 def _load(source: Path, options: Namespace) -> tuple[SceneModel, SceneDataModule | None]:
@@ -246,13 +252,13 @@ def _load(source: Path, options: Namespace) -> tuple[SceneModel, SceneDataModule
 
 def _why_not_judged(model: SceneModel, data: SceneDataModule | None, question: str) -> str:
     """Why samples are not judged as towers, for the user; empty if they are."""
-    if question != QUESTION:
-        return f"it answers {QUESTION!r} alone"
     if model.num_slots == 1:
         return "a model of one slot has no masks"
     if data is None:
         return "which data the model was trained on is not known; --data says it"
-    return "" if data.shows_towers else f"{type(data).__name__} shows no towers of blocks"
+    if not data.shows_towers:
+        return f"{type(data).__name__} shows no towers of blocks"
+    return "" if question == QUESTION else f"it answers {QUESTION!r} alone"
 
 
 def _report(first: Answers, second: Answers) -> str:

@@ -75,14 +75,16 @@ def main(args: Sequence[str]) -> None:
     )
     model = model.to(device)
     data.prepare_data()
+    console = Console()
     latents: dict[str, Latents] = {}
     counts: dict[Split, int | None] = {"train": options.num_train, "test": options.num_test}
     datasets = {split: _open(data, split) for split in counts}
     for split, count in counts.items():
         dataset = datasets[split]
         chosen = choose_images(len(dataset), len(dataset) if count is None else count)
+        console.print(f"latents of {len(chosen):,} {split} images", highlight=False)
         latents[split] = collect(model, dataset, chosen)
-    console = Console()
+    console.print(f"training a network for each question: {settings.num_epochs} epochs", highlight=False)
     scores: dict[str, Score] = {}
     for name, score in run_probes(latents["train"], latents["test"], device, settings):
         console.print(f"{name}: {score.kind} {score.value:.3f}, chance {score.chance:.3f}", highlight=False)

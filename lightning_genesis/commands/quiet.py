@@ -9,6 +9,7 @@ WARNINGS = (
     r".*LeafSpec",  # Lightning 2.6 with a newer torch
     r".*does not have many workers",  # a memory map is fastest in the training process
     r".*callbacks used to create the checkpoint",  # evaluation saves nothing
+    r".*is smaller than the logging interval",  # steps are counted over epochs
     r".*Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 """Warnings about what is right here."""

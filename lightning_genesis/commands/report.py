@@ -22,6 +22,8 @@ from lightning_genesis.storage.text import shown
 
 PAGE = "report.html"
 """The page's name; a folder that holds one is a report, not a run."""
+PREDICTIONS = "predictions"
+"""Where `predict` writes."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -58,7 +60,7 @@ def report(folders: Sequence[Path], output: Path, protocol: str | None = None, w
             raise ConfigurationError(f"report: {folder}: no such folder, expected that of a run")
     if output.exists() and not output.is_dir():
         raise ConfigurationError(f"report: {output}: is a file, expected a folder to write to")
-    unique = {folder.resolve(): folder for folder in folders if not (folder / PAGE).is_file()}
+    unique = {folder.resolve(): folder for folder in folders if not _is_no_run(folder)}
     problems: list[str] = []
     runs = [run for folder in unique.values() if (run := _read(folder, problems))]
     if not runs:
@@ -88,6 +90,12 @@ def _send(runs: list[Run], protocol: str | None) -> None:
 def _near(path: Path) -> str:
     """A path as seen from here, where it is below."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _is_no_run(folder: Path) -> bool:
+    """Whether a folder is a report's, or one of `predict` with weights from elsewhere."""
+    held = {path.name for path in folder.iterdir()}
+    return PAGE in held or PREDICTIONS in held <= {PREDICTIONS, "wandb", "wandb-id.txt"}
 
 
 def _read(folder: Path, problems: list[str]) -> Run | None:

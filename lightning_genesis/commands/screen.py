@@ -50,7 +50,10 @@ def say_opening(
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     count = f"{parameters / 1e6:.3g} M" if parameters >= 1e6 else f"{parameters / 1e3:.3g} k"
-    devices = f"{trainer.num_devices * trainer.num_nodes} x {trainer.strategy.root_device.type}"
+    count_of_devices = trainer.num_devices * trainer.num_nodes
+    devices = trainer.strategy.root_device.type
+    if count_of_devices > 1:
+        devices = f"{count_of_devices} x {devices}"
     name = getattr(data, "name", None) or type(data).__name__
     rank_zero_info(
         f"{type(model).__name__}, {count} parameters; {name}, {data.image_size} px, {data.num_slots} slots; "

@@ -125,7 +125,7 @@ class Sweep:
 
     def _start(self, run: Run) -> None:
         environment = {"WANDB_RUN_GROUP": self.name} | os.environ
-        where = ""
+        where = f" ({self.runs.index(run) + 1} of {len(self.runs)})" if len(self.runs) > 1 else ""
         if run.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = run.gpu
             where += f" on GPU {run.gpu}"

@@ -110,7 +110,7 @@ def _cells(
     best = {column: best_rows(table, column) for column in table.columns}
     return [
         (
-            row.label,
+            row.label.replace("σ ", "σ\u00a0"),
             [
                 (
                     f"{column.group} {metric_of(column.metric).label}",

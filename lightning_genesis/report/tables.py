@@ -423,6 +423,7 @@ def _remarks(entries: Sequence[_Entry]) -> list[str]:
     """In what the evaluations differ from the papers', and of what."""
     everything: dict[str, set[str]] = defaultdict(set)
     about: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    together: dict[tuple[str, str], list[str]] = defaultdict(list)
     for entry in entries:
         group = dataset_label(entry.result.dataset, entry.result.synthetic)
         label = row_label(entry.run.experiment, entry.result.dataset)
@@ -431,10 +432,9 @@ def _remarks(entries: Sequence[_Entry]) -> list[str]:
             about[group, line][label] = None
         if entry.result.checkpoint is None:
             about[group, "the weights are untrained"][entry.run.name] = None
-    return [
-        f"{group}: {line}" + ("" if set(who) == everything[group] else f" ({'; '.join(who)})")
-        for (group, line), who in about.items()
-    ]
+    for (group, line), who in about.items():
+        together[group, "" if set(who) == everything[group] else f" ({'; '.join(who)})"].append(line)
+    return [f"{group}: {'; '.join(lines)}{who}" for (group, who), lines in together.items()]
 
 
 def _fewer_seeds(tables: Iterable[Table]) -> list[str]:

@@ -121,8 +121,7 @@ def test_page_says_what_the_tables_say(page: Path) -> None:
     text = Page(page.read_text(encoding="utf-8")).text.replace("\u00a0", " ")
     assert "ObjectsRoom" in text
     assert "ShapeStacks †" in text
-    assert "ShapeStacks †: 100 images, paper 320" in text
-    assert "ShapeStacks †: at most 5 objects" in text
+    assert "ShapeStacks †: 100 images, paper 320; at most 5 objects" in text
     assert re.search(r"0\.85 ± 0\.01, [+−]?\d+\.\d σ \(GENESIS-V2, Table 1\)", text)
     assert re.search(r"Pictures of genesisv2_objectsroom-seed\d, the best of 3 by ARI-FG", text)
     assert "Not as it should be" not in text
@@ -212,7 +211,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(
     untrained = make_run(tmp_path, "genesis_objectsroom", 2)
     foreign = tmp_path / "photos"
     foreign.mkdir()
-    folders = [*runs, damaged, untested, untrained, foreign]
+    (tmp_path / "zoo-seed0" / "predictions" / "photo").mkdir(parents=True)  # of `predict`, and of no run
+    folders = [*runs, damaged, untested, untrained, foreign, tmp_path / "zoo-seed0"]
     assert main(["report", *map(str, folders), "--output", str(tmp_path / "out")]) == 1
     *lines, last = lines_of(capsys)
     assert len(lines) == 5

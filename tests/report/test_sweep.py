@@ -75,7 +75,8 @@ def test_trains_and_tests_every_seed_and_reports(run: Run, capsys: pytest.Captur
     assert test["args"] == ["--config", "runs/my_experiment-seed0/config.yaml", "--ckpt_path", "last"]
     assert (fit["gpu"], fit["group"]) == (None, "my_experiment")
     assert "0.500 ± 0.000 (2)" in Path("runs/my_experiment-report/tables.md").read_text(encoding="utf-8")
-    assert "seed 3: done" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert {"seed 3: fit (2 of 2)", "seed 3: test (2 of 2)", "seed 3: done"} <= {*said}
 
     assert run("--seeds", "0,3,4", "--max_steps", "8") == 0  # finished seeds are not rerun
     assert stages() == [("fit", 4), ("test", 4)]
