@@ -33,6 +33,8 @@ ON_DISK = (
 """What is wrong with a disk or a path, not with the program: one line says it."""
 
 
+INTERRUPTED = 130
+"""Exit code of a shell's programs after Ctrl-C."""
 STOPPED = 75
 """Exit code of what a signal has stopped, `errors.Stopped.exit_code`."""
 
@@ -104,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 if part of the work could not be done; 2 after an error that a user can mend; 75 if a signal
-        stopped a run, which is saved.
+        stopped a run, which is saved; 130 after Ctrl-C elsewhere.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -156,6 +158,9 @@ def _run(command: Command, name: str, args: Sequence[str]) -> int:
     try:
         module = import_module(f"lightning_genesis.commands.{command.module}")
         module.main([name, *args] if command.shares_module else args)
+    except KeyboardInterrupt:
+        print(f"lightning-genesis: {name}: stopped by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         from data_modules.store import DataError  # imports torch, which not every command needs
         from lightning_genesis.errors import UserError

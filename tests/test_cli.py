@@ -104,6 +104,15 @@ def test_front_does_not_import_torch(args: Sequence[str]) -> None:
     assert "Lightning Genesis" in done.stdout or "lightning-genesis" in done.stdout
 
 
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(args: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_genesis.commands.zoo.main", interrupt)
+    assert main(["zoo"]) == 130
+    assert capsys.readouterr().err == "lightning-genesis: zoo: stopped by Ctrl-C\n"
+
+
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fti"]) == 2
     line = error_line(capsys)
