@@ -141,7 +141,9 @@ def test_all_parts_are_uploaded_as_one_run(tmp_path: Path, monkeypatch: pytest.M
         for name in ("WANDB_MODE", "WANDB_SERVICE"):
             environment.pop(name, None)
         command = [sys.executable, "-m", "wandb", "sync", *map(str, reversed(parts))]
-        subprocess.run(command, env=environment, check=True, timeout=TIMEOUT, capture_output=True)
+        # it writes logs into the folder it is called in
+        options = {"cwd": tmp_path, "env": environment, "timeout": TIMEOUT, "capture_output": True}
+        subprocess.run(command, check=True, **options)
     rows = server.uploaded[identity]
     assert [(row["train/loss"], row["_step"]) for row in rows] == [(3.0, 0), (2.0, 1), (1.0, 2)]
 
