@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from warnings import catch_warnings
 
 import torch
 from pytorch_lightning import Trainer
@@ -58,9 +59,11 @@ def main(args: Sequence[str]) -> None:
     common += ["--run.wandb", "false"]
     limit = ["--trainer.max_time", f"00:00:{int(options.minutes):02d}:{round(options.minutes % 1 * 60):02d}"]
 
-    untrained = ExperimentCLI(["test", *common, "--pictures.num_images", "0"], talks=False)
+    quiet = ["--fid.num_images", "0", "--trainer.enable_progress_bar", "false"]
+    with catch_warnings(action="ignore"):  # that weights are untrained: here they are to be
+        untrained = ExperimentCLI(["test", *common, *quiet, "--pictures.num_images", "0"], talks=False)
     trained = ExperimentCLI(["fit", *common, *limit], talks=False)
-    tested = ExperimentCLI(["test", *common, "--ckpt_path", "last"], talks=False)
+    tested = ExperimentCLI(["test", *common, *quiet, "--ckpt_path", "last"], talks=False)
 
     rows = {
         "constant image": {"test/mse": constant_image_error(tested.datamodule)},
@@ -91,7 +94,13 @@ def _taken(root: str, n: int) -> bool:
 def score(model: SceneModel, data: SceneDataModule) -> dict[str, float]:
     """A model's scores on its data's test split."""
     data.prepare()
-    trainer = Trainer(logger=False, enable_model_summary=False, enable_checkpointing=False, accelerator="cpu")
+    trainer = Trainer(
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+    )
     trainer.test(model, datamodule=data, verbose=False)
     return _scores(trainer)
 

@@ -5,6 +5,7 @@ With words, only those that have all of them. `fit --config NAME` runs one, from
 
 import re
 from collections.abc import Sequence
+from textwrap import fill
 
 from rich.console import Console
 
@@ -35,6 +36,6 @@ def main(args: Sequence[str]) -> None:
         else:
             source = re.split(r" \(|[;:.] ", f"{one.source} ")[0].strip()
             line = f"{one.name:<{width}}  {one.title} [{source}]: {one.expected.partition('. ')[0]}"
-            line = line if len(line) <= console.width else f"{line[: console.width - 1]}…"
+            line = fill(line, console.width, subsequent_indent="    ")
         console.print(line, highlight=False, markup=False)
     console.print(f"{len(found)} in {experiments_folder()}", highlight=False, markup=False)

@@ -403,7 +403,8 @@ class ExperimentCLI(LightningCLI):
         if _is_main_process():
             self.datamodule.prepare_data()
         path, step = self.config[self.subcommand].ckpt_path, (self.checkpoint or {}).get("global_step", 0)
-        say_opening(self.model, self.datamodule, self.trainer, path, step)
+        if self.talks or self.subcommand == "fit":
+            say_opening(self.model, self.datamodule, self.trainer, path, step)
         self._started = perf_counter()
 
     before_validate = before_test = before_predict = before_fit
