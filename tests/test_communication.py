@@ -89,5 +89,7 @@ def test_time_grows_with_bytes_and_with_nodes() -> None:
 
 def test_counts_are_read(tmp_path: Any) -> None:
     table = tmp_path / "counts.md"
-    table.write_text("| model | ... |\n| GENESIS-V2 | 450 | 464 | 8.6 | 5.1 | 346 | 0, 0 |\n| other | 1 |\n")
-    assert read_counts(table) == {"GENESIS-V2": 464 * 5e-6}
+    rows = ("MONet-G | 850 | 885 | 12.3 | 6.6", "GENESIS-V2 | 376 (450) | 388 (462) | 8.6 | 5.0")
+    lines = [f"| {row} | 340 | 0, 0 |" for row in rows]
+    table.write_text("\n".join(["| model | ... |", *lines, "| other | 1 |"]))
+    assert read_counts(table) == {"MONet-G": 885 * 5e-6, "GENESIS-V2": 462 * 5e-6}

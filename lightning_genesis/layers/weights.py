@@ -5,12 +5,13 @@ gradient backward, and autograd adds up the gradients of every use. Here all wei
 vector first. What is used are slices of it, so one kernel does for all of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lightning_genesis.precision import full_precision
 
@@ -67,24 +68,57 @@ class FlatWeights:
         given = [(place, weight) for place, weight in weights if weight is not None]
         given.sort(key=lambda item: item[1].numel() % 8 != 0)
         self._places = [place for place, _ in given]
-        self._shapes = [weight.shape for _, weight in given]
-        self._sizes = [weight.numel() for _, weight in given]
-        flat = torch.cat([weight.reshape(-1) for _, weight in given])
-        self._flat = flat if dtype is None else flat.to(dtype)
+        tensors = [weight for _, weight in given]
+        self._shapes = [weight.shape for weight in tensors]
+        self._sizes = [weight.numel() for weight in tensors]
+        self._cast: Any = None if dtype is None else _Cast.apply(dtype, *tensors)  # type: ignore[no-untyped-call]
+        self._flat = torch.cat([weight.reshape(-1) for weight in tensors]) if dtype is None else None
+
+    def _slices(self) -> Iterable[Tensor]:
+        if self._flat is None:
+            return cast("Iterable[Tensor]", self._cast)
+        parts: Any = self._flat.split(self._sizes)
+        return (part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Puts slices into the places of the parameters."""
-        slices: Any = self._flat.split(self._sizes)
         kept: list[Any] = []
-        for (module, name), part, shape in zip(self._places, slices, self._shapes, strict=True):
+        for (module, name), part in zip(self._places, self._slices(), strict=True):
             kept.append(module._parameters[name])
-            module._parameters[name] = part.view(shape)
+            module._parameters[name] = cast(Any, part)
         try:
             yield
         finally:
             for (module, name), parameter in zip(self._places, kept, strict=True):
                 module._parameters[name] = parameter
+
+
+class _Cast(torch.autograd.Function):
+    """Tensors in another type, side by side; a kernel there and one back, without laying them out first."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.kind = tensors[0].dtype
+        return _copies(tensors, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        found = iter(_copies([x for x in gradients if x is not None], ctx.kind))
+        return None, *(None if x is None else next(found) for x in gradients)
+
+
+def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Copies of another type, slices of one vector."""
+    if not tensors:
+        return ()
+    parts: Any = tensors[0].new_empty(sum(x.numel() for x in tensors), dtype=dtype)
+    parts = parts.split([x.numel() for x in tensors])
+    copies = tuple(part.view(x.shape) for part, x in zip(parts, tensors, strict=True))
+    torch._foreach_copy_(copies, tuple(tensors))
+    return copies
 
 
 def _places(modules: Iterable[nn.Module], without: tuple[type, ...] = ()) -> Places:

@@ -80,6 +80,16 @@ def test_block_is_computed_in_the_type_of_autocast() -> None:
     assert model.block.cast_to is None
 
 
+def test_weights_are_cast_by_one_kernel_and_back_by_another() -> None:
+    model, x = Model(), torch.rand(2, 3, 8, 8)
+    model.block.append(nn.Linear(3, 3))  # is not used
+    with torch.autocast("cpu", torch.bfloat16), count_operations() as counts, cast_weights(model, x):
+        model.head(model.block[:4](x.bfloat16()).float().mean(dim=(2, 3))).sum().backward()
+    assert counts.kernels["_foreach_copy_"] == 2
+    assert counts.kernels["cat"] == 0
+    assert [p.grad is None for p in model.block.parameters()] == [False] * 6 + [True] * 2
+
+
 def test_without_autocast_nothing_changes() -> None:
     model, x = Model(), torch.rand(2, 3, 8, 8)
     before = model(x)
