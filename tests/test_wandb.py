@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -133,6 +134,7 @@ def test_all_parts_are_uploaded_as_one_run(tmp_path: Path, monkeypatch: pytest.M
         for loss in losses:
             logger.log_metrics({"train/loss": loss}, step=int(10 * loss))
         logger.experiment.finish()
+        time.sleep(1.1)  # a part is named after the second in which it starts
     identity = (tmp_path / "run/wandb-id.txt").read_text().split()[0]
     parts = sorted((tmp_path / "run/wandb").glob(f"offline-run-*-{identity}"))
     assert len(parts) == 2
