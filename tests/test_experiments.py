@@ -396,7 +396,7 @@ def one_of_each() -> set[str]:
         model = SETTINGS[stem].model if stem in SETTINGS else name
         for key in (model, data.partition("_")[0]):
             found.setdefault(key, stem)
-    return set(found.values()) - {found[data] for data in ("clevr6", "sketchy", "apc")}
+    return set(found.values()) - {found[data] for data in ("clevr6", "clevrtex", "sketchy", "apc")}
 
 
 QUICK = one_of_each()
@@ -546,12 +546,16 @@ class TestOnce(ExperimentCLI):
         super().before_test()
 
 
+SLOW_TO_DRAW = ("sketchy", "apc", "clevrtex", "shapestacks", "emorl_clevr6")
+"""ShapeStacks's protocol has tests of its own (`tests/test_protocols.py`), CLEVR6's is here once."""
+
+
 @pytest.mark.parametrize(
     "stem",
     [
         pytest.param(
             stem,
-            marks=[pytest.mark.slow] if any(name in stem for name in ("sketchy", "apc", "clevrtex")) else [],
+            marks=[pytest.mark.slow] if any(name in stem for name in SLOW_TO_DRAW) else [],
         )
         for stem in {data_of(stem): stem for stem in NAMES if protocol_of(stem)}.values()
     ],

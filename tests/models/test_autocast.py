@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_genesis import models
 from lightning_genesis.models import SceneModel
 from lightning_genesis.scene import IndexedNoise
+from tests.quick import few
 from tests.ranks.tiny import NAMES, tiny
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -24,7 +25,7 @@ def images_of(size: int = 2) -> Tensor:
     return torch.rand(size, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", few(DTYPES, torch.bfloat16))  # what differs in float16 is a range
 @pytest.mark.parametrize("name", NAMES)
 def test_terms_are_float32_and_finite(name: str, dtype: torch.dtype) -> None:
     model, images = build(name).train(), images_of()
