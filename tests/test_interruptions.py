@@ -151,6 +151,7 @@ def test_a_loader_that_is_killed(folder: Path) -> None:
     assert read_last_good(folder / "runs/run")[1]["global_step"] >= 5
 
 
+@pytest.mark.slow  # `tests/test_wandb.py` has one that does not answer, within this process
 def test_a_process_of_wandb_that_is_killed(folder: Path) -> None:
     """The run goes on; the CSV file has everything."""
     process = start(

@@ -22,7 +22,7 @@ from lightning_genesis.models import SceneModel
 from lightning_genesis.models.pieces import compiled
 from tests.ranks.tiny import NAMES, tiny
 
-QUICK = ("GenesisV2", "SRI")
+QUICK = ("GenesisV2",)
 
 
 class Outside(TorchDispatchMode):
