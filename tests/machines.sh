@@ -27,7 +27,7 @@ LOWEST='
 import re, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-for text in (*project["dependencies"], *extras["tensorboard"], *extras["hdf5"]):
+for text in (*project["dependencies"], *extras["tensorboard"], *extras["hdf5"], *extras["dashboard"]):
     name, version = re.match(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)", text).groups()
     print(f"{name}=={version}" + (".*" if version.count(".") < 2 else ""))
 '
