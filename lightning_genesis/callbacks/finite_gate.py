@@ -135,7 +135,8 @@ class FiniteGate(pl.Callback):
             module.objective.share(ranks[:, : len(module.objective.branches)].mean(dim=0))
             report = ranks.amax(dim=0)
         module.finite = (report <= self._limits(report)).all()
-        found = torch.logical_not(module.finite, out=torch.empty_like(norm))
+        # fused optimisers take it in float32 alone, whatever their gradients are in
+        found = torch.logical_not(module.finite, out=torch.empty_like(norm, dtype=torch.float32))
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             report[len(self._names) - 1] *= scaler.scale(self._stop[1]) < MINIMUM_SCALE
