@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/overfit.py [--models MONet DC-VAE ...]
 
-Prints the Markdown table of docs/results.md. The images are the first 64 of the quickstart's Multi-
+Prints the Markdown table of docs/results-in-detail.md. The images are the first 64 of the quickstart's Multi-
 dSprites: one to three sprites of saturated colours on black, 32x32. Models are small, the KL weighs little,
 learning rates are high: nothing here is a paper's setting. Errors are mean squared errors of the
 reconstructions of the same 64 images, with posterior samples, as in `val/mse`: of the untrained model, of
@@ -47,8 +47,8 @@ class Setting:
         return build(num_slots=NUM_SLOTS, image_size=SIDE, objective=objective, **self.options)
 
 
-# A sigmoid without normalisation learns black images first and stays there (docs/results.md). One-sample KLs
-# are noisy with few images per step. In a mixture a small σ makes each channel of dark and bright slots: good
+# A sigmoid without normalisation learns black images first and stays there (docs/results-in-detail.md).
+# One-sample KLs are noisy with few images per step. In a mixture a small σ makes each channel of dark and bright slots: good
 # likelihood, bad mean.
 LINEAR = {"component_activation": "linear"}
 GENESIS = LINEAR | {"std": 0.7, "feature_dim": 12, "analytic_kl": True, "learning_rate": 2e-3}

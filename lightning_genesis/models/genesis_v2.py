@@ -195,7 +195,7 @@ class GenesisV2(SceneModel):
         decoder_stages: times the decoder doubles its grid of side `image_size / 2 ** decoder_stages`.
         decoder_norm: normalise the decoder's stages; see `TransposedConvDecoder`.
         component_activation: "sigmoid", or "linear" for components that may leave [0, 1]. Not in the paper;
-            the small model of the quickstart learned nothing with a sigmoid (docs/results.md).
+            the small model of the quickstart learned nothing with a sigmoid (docs/results-in-detail.md).
         common: the arguments of every model, of `SceneModel`.
 
     Raises:
