@@ -48,8 +48,8 @@ class Setting:
 
 
 # A sigmoid without normalisation learns black images first and stays there (docs/results-in-detail.md).
-# One-sample KLs are noisy with few images per step. In a mixture a small σ makes each channel of dark and bright slots: good
-# likelihood, bad mean.
+# One-sample KLs are noisy with few images per step. In a mixture a small σ makes each channel of dark and
+# bright slots: good likelihood, bad mean.
 LINEAR = {"component_activation": "linear"}
 GENESIS = LINEAR | {"std": 0.7, "feature_dim": 12, "analytic_kl": True, "learning_rate": 2e-3}
 MONET = LINEAR | {"std": 0.7, "feature_dim": 16, "analytic_kl": True, "learning_rate": 1e-3}
