@@ -305,6 +305,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--models", nargs="+", default=["GENESIS-V2"], help=", ".join(MODELS))
+    parser.add_argument("--variants", nargs="+", help="float32, bfloat16, ..., 'compile default'; all")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-slots", type=int, default=7)
     parser.add_argument("--image-size", type=int, default=64)
@@ -319,6 +320,10 @@ def main(given: Sequence[str] | None = None) -> None:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(automatic if arguments.device == "auto" else arguments.device)
     on_gpu = device.type == "cuda"
+    known = [variant.name for variant in variants(device)]
+    if unknown := [name for name in arguments.variants or [] if name not in known]:
+        parser.error(f"--variants: no {', '.join(unknown)}; known are {', '.join(map(repr, known))}")
+    chosen = [variant for variant in variants(device) if variant.name in (arguments.variants or known)]
     steps = arguments.steps or (50 if on_gpu else 5)
     patience = 10.0 if arguments.steps is None and not on_gpu else float("inf")
     budget = arguments.budget if arguments.budget is not None else (0.0 if on_gpu else 220.0)
@@ -341,7 +346,7 @@ def main(given: Sequence[str] | None = None) -> None:
         table.add_column(column, justify="right")
 
     began, peaks, flops, base = time.perf_counter(), dict[str, float](), dict[str, int](), dict[str, float]()
-    for name, variant in ((name, variant) for name in arguments.models for variant in variants(device)):
+    for name, variant in ((name, variant) for name in arguments.models for variant in chosen):
         left, kind = budget - (time.perf_counter() - began), variant.kind(device)
         try:
             if budget and left <= 0.0:

@@ -74,6 +74,17 @@ def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
         raise ConfigurationError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
 
 
+def check_sizes(**sizes: int | None) -> None:
+    """Refuses sizes below 1, given by the names of their options; None is one that is not asked for.
+
+    Raises:
+        ConfigurationError: naming the option and the value.
+    """
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name}={value} is too small: use at least 1")
+
+
 def check_class(model: nn.Module, branches: tuple[str, ...]) -> None:
     """Refuses a class that has not said what its loss is made of.
 

@@ -398,7 +398,7 @@ class EfficientMORL(SceneModel):
         final_refinements: I later in training, and in evaluation.
         curriculum_steps: the optimiser step from which on.
         refinement_batch_size: divides the gradient that the refinement sees.
-        likelihood: "mixture", or "gaussian" around the reconstruction.
+        likelihood: "mixture", "gaussian" around the reconstruction, or "pixel_mixture"; see `GenesisV2`.
         std: standard deviation σ of the likelihood.
         normalized_likelihood: train with the density's `log √2π`; the ELBO always has it.
         learning_rate: of the optimiser, after the warm-up.

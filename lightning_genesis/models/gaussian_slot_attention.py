@@ -11,6 +11,7 @@ from lightning_genesis.layers.gaussian import softplus_scale
 from lightning_genesis.layers.slot_attention import ENCODER_STRIDES, PixelEncoder, SlotAttentionModule
 from lightning_genesis.layers.slot_mixture_decoder import Activation, GenesisV2Decoder
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_sizes
 from lightning_genesis.models.genesis_v2 import Posterior, check_architecture
 from lightning_genesis.objectives import (
     Likelihood,
@@ -132,8 +133,7 @@ class GaussianSlotAttention(SceneModel):
         if encoder_stages not in ENCODER_STRIDES:
             known = ", ".join(map(str, ENCODER_STRIDES))
             raise ConfigurationError(f"encoder_stages={encoder_stages!r} is unknown: use one of {known}")
-        if num_iterations < 1:
-            raise ConfigurationError(f"num_iterations={num_iterations} is too small: use at least 1")
+        check_sizes(num_iterations=num_iterations)
         super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = GaussianSlotAttentionNetwork(
             num_slots,

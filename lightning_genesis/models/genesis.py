@@ -23,15 +23,20 @@ from lightning_genesis.layers.autoregressive_prior import prior_parameters
 from lightning_genesis.layers.gated_conv import posterior_scale
 from lightning_genesis.layers.weights import repeated
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.models.contract import check_choice
-from lightning_genesis.objectives import gaussian_kl, mixture_nll, sampled_gaussian_kl
+from lightning_genesis.models.contract import check_choice, check_sizes
+from lightning_genesis.objectives import (
+    Likelihood,
+    check_likelihood,
+    gaussian_kl,
+    sampled_gaussian_kl,
+    scene_nll,
+)
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
 
 Norm = Literal["batch", "instance"]
 Activation = Literal["sigmoid", "linear"]
-STATISTICS = ("mean", "scale", "sample")
-"""Names of what is known about the latents."""
+STATISTICS = ("mean", "scale", "sample")  # of the latents
 
 
 class MaskVAE(nn.Module):
@@ -204,6 +209,7 @@ class Genesis(SceneModel):
         encoder_dim: those of the component VAE's encoder, if it has others.
         decoder_dim: those of its broadcast decoder (in GENESIS-S the components'), if it has others.
         prior_dim: units of the LSTM over mask latents.
+        likelihood: see `GenesisV2`.
         std: standard deviation σ of the likelihood.
         analytic_kl: closed form of each KL instead of one sample's estimate.
         released_sampler: sample mask latents without `tanh` on the mean of their prior, as the released code
@@ -234,21 +240,23 @@ class Genesis(SceneModel):
         encoder_dim: int | None = None,
         decoder_dim: int | None = None,
         prior_dim: int = 256,
+        likelihood: Likelihood = "mixture",
         std: float = 0.7,
         analytic_kl: bool = False,
         released_sampler: bool = False,
         **common: Any,
     ) -> None:
-        sizes = {
-            "num_slots": num_slots,
-            "mask_dim": mask_dim,
-            "component_dim": component_dim,
-            "feature_dim": feature_dim,
-            "encoder_dim": encoder_dim,
-            "decoder_dim": decoder_dim,
-            "prior_dim": prior_dim,
-        }
-        _check_options(sizes, two_stage, symmetric_components, std)
+        check_sizes(
+            num_slots=num_slots,
+            mask_dim=mask_dim,
+            component_dim=component_dim,
+            feature_dim=feature_dim,
+            encoder_dim=encoder_dim,
+            decoder_dim=decoder_dim,
+            prior_dim=prior_dim,
+        )
+        _check_options(num_slots, two_stage, symmetric_components)
+        check_likelihood(likelihood, std)
         check_choice("norm", norm, ("batch", "instance"))
         check_choice("component_activation", component_activation, ("sigmoid", "linear"))
         super().__init__(num_slots=num_slots, image_size=image_size, **common)
@@ -280,7 +288,8 @@ class Genesis(SceneModel):
             if component_prior and two_stage and several
             else None
         )
-        self.std, self.analytic_kl, self.released_sampler = std, analytic_kl, released_sampler
+        self.likelihood, self.std = likelihood, std
+        self.analytic_kl, self.released_sampler = analytic_kl, released_sampler
 
     def forward(self, images: Tensor, noise: Noise | None = None) -> Scene:
         """Infers and decodes the slots of `images` `[B, 3, H, W]`.
@@ -403,7 +412,7 @@ class Genesis(SceneModel):
         return self.decode(torch.cat(parts, dim=2))
 
     def _nll(self, scene: Scene, images: Tensor) -> Tensor:
-        return mixture_nll(images, scene.components, scene.log_masks, self.std)
+        return scene_nll(images, scene, self.likelihood, self.std, normalized=True)
 
     def _prior_of(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """The slots' prior at the sample of a scene."""
@@ -434,15 +443,8 @@ def _standard_normal(like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(like), torch.ones_like(like)
 
 
-def _check_options(
-    sizes: dict[str, int | None], two_stage: bool, symmetric_components: bool, std: float
-) -> None:
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{name}={value} is too small: use at least 1")
-    if not two_stage and sizes["num_slots"] == 1:
+def _check_options(num_slots: int, two_stage: bool, symmetric_components: bool) -> None:
+    if not two_stage and num_slots == 1:
         raise ConfigurationError("two_stage=False (GENESIS-S) needs masks: use num_slots of at least 2")
     if not two_stage and symmetric_components:
         raise ConfigurationError("symmetric_components=True would be ignored: use two_stage=True with it")
-    if not std > 0.0:
-        raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")

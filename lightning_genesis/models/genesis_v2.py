@@ -19,6 +19,7 @@ from lightning_genesis.layers.slot_mixture_decoder import Activation, GenesisV2D
 from lightning_genesis.layers.unet import num_unet_blocks
 from lightning_genesis.layers.weights import LowPrecisionSequential
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_sizes
 from lightning_genesis.objectives import (
     Likelihood,
     check_likelihood,
@@ -177,7 +178,8 @@ class GenesisV2(SceneModel):
         kernel: of the IC-SBP, "gaussian", "laplacian" or "epanechnikov".
         semi_convolutional: add coordinates to the pixel embeddings.
         autoregressive_prior: learned prior over slots; otherwise a standard normal for each.
-        likelihood: "mixture" (Equation 1) or "gaussian" around the reconstruction (SRI's GENESIS-V2-G).
+        likelihood: "mixture" (Equation 1), "gaussian" around the reconstruction (SRI's GENESIS-V2-G), or
+            "pixel_mixture", whose pixels come from one slot in all channels (not in the published code).
         std: standard deviation σ of the likelihood.
         normalized_likelihood: train with the density's `log √2π`; the ELBO always has it.
         mask_consistency: add the KL from decoded to attention masks (Section 3.3); start GECO at
@@ -399,10 +401,7 @@ def check_architecture(
     Raises:
         ConfigurationError: if there is one.
     """
-    if num_slots < 1:
-        raise ConfigurationError(f"num_slots={num_slots} is too small: use at least 1")
-    if latent_dim < 1:
-        raise ConfigurationError(f"latent_dim={latent_dim} is too small: use at least 1")
+    check_sizes(num_slots=num_slots, latent_dim=latent_dim)
     if feature_dim < 8 or feature_dim % 8:
         raise ConfigurationError(
             f"feature_dim={feature_dim} does not divide into 8 groups: use a multiple of 8"
@@ -431,5 +430,4 @@ def _check_widths(
             f"decoder_dims={decoder_dims} has {len(decoder_dims)} widths: use one for each of the "
             f"{decoder_stages} stages (decoder_stages)"
         )
-    if prior_dim < 1:
-        raise ConfigurationError(f"prior_dim={prior_dim} is too small: use at least 1")
+    check_sizes(prior_dim=prior_dim)

@@ -16,7 +16,7 @@ from lightning_genesis.layers.stick_breaking import break_off, stick_breaking
 from lightning_genesis.layers.unet import num_unet_blocks
 from lightning_genesis.layers.weights import LowPrecisionConv2d, repeated
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.models.contract import check_choice
+from lightning_genesis.models.contract import check_choice, check_sizes
 from lightning_genesis.objectives import (
     gaussian_kl,
     mask_kl,
@@ -135,6 +135,7 @@ class MONet(SceneModel):
         num_slots: number of slots K; the attention network runs K - 1 times.
         image_size: side of the images; 32, 48, 64, 80, 96, 112, 128, ...
         latent_dim: size of a slot's latent D.
+        likelihood: "mixture", or "pixel_mixture" of whole pixels; see `GenesisV2`.
         std: standard deviation σ of the likelihood.
         background_std: that of the first slot, if it has one of its own.
         mask_prior: how decoded mask logits become masks: "softmax" over slots, or "scope" for stick breaking.
@@ -159,6 +160,7 @@ class MONet(SceneModel):
         num_slots: int,
         image_size: int,
         latent_dim: int = 16,
+        likelihood: Literal["mixture", "pixel_mixture"] = "mixture",
         std: float = 0.7,
         background_std: float | None = None,
         mask_prior: MaskPrior = "softmax",
@@ -169,13 +171,14 @@ class MONet(SceneModel):
         decoder_dim: int | None = None,
         **common: Any,
     ) -> None:
-        sizes = {
-            "num_slots": num_slots,
-            "feature_dim": feature_dim,
-            "encoder_dim": encoder_dim,
-            "decoder_dim": decoder_dim,
-        }
-        _check_options(sizes, image_size, std, background_std, mask_prior, component_activation)
+        check_sizes(
+            num_slots=num_slots,
+            feature_dim=feature_dim,
+            encoder_dim=encoder_dim,
+            decoder_dim=decoder_dim,
+        )
+        _check_options(image_size, std, background_std, mask_prior, component_activation)
+        check_choice("likelihood", likelihood, ("mixture", "pixel_mixture"))
         super().__init__(num_slots=num_slots, image_size=image_size, **common)
         self.network = MONetNetwork(
             num_slots,
@@ -187,7 +190,8 @@ class MONet(SceneModel):
             encoder_dim,
             decoder_dim,
         )
-        self.latent_dim, self.std, self.analytic_kl = latent_dim, std, analytic_kl
+        self.latent_dim, self.analytic_kl = latent_dim, analytic_kl
+        self.likelihood, self.std = likelihood, std
         self.slots_in_order = mask_prior == "scope" or background_std is not None
         slot_std = None
         if background_std is not None:
@@ -269,8 +273,9 @@ class MONet(SceneModel):
         return self.decode(temperature * draw_normal(noise, shape, like))
 
     def _nll(self, components: Tensor, log_masks: Tensor, images: Tensor) -> Tensor:
+        std = self.std if self.slot_std is None else self.slot_std
         return mixture_nll(
-            images, components, log_masks, self.std if self.slot_std is None else self.slot_std
+            images, components, log_masks, std, whole_pixels=self.likelihood == "pixel_mixture"
         )
 
     def _log_likelihood(self, scene: Scene, images: Tensor) -> Tensor:
@@ -285,7 +290,6 @@ class MONet(SceneModel):
 
 
 def _check_options(
-    sizes: dict[str, int | None],
     image_size: int,
     std: float,
     background_std: float | None,
@@ -293,9 +297,6 @@ def _check_options(
     component_activation: str,
 ) -> None:
     num_unet_blocks(image_size)
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{name}={value} is too small: use at least 1")
     for name, scale in (("std", std), ("background_std", background_std)):
         if scale is not None and not scale > 0.0:
             raise ConfigurationError(f"{name}={scale} is no standard deviation: use a positive number")

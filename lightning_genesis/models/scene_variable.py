@@ -14,6 +14,7 @@ from lightning_genesis.errors import ConfigurationError
 from lightning_genesis.layers.autoregressive_prior import AutoregressivePrior
 from lightning_genesis.layers.scene_encoder import SceneEncoder, SequenceEncoder, SetEncoder, scene_to_sample
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_sizes
 from lightning_genesis.models.genesis import Genesis
 from lightning_genesis.models.genesis_v2 import GenesisV2
 from lightning_genesis.models.sri import scene_kl
@@ -125,7 +126,7 @@ class SceneGenesisV2(SceneVariable, GenesisV2):
         **options: Any,
     ) -> None:
         own = {"scene_dim": scene_dim, "num_set_layers": num_set_layers, "detach_slots": detach_slots}
-        _check_sizes(own)
+        check_sizes(scene_dim=scene_dim, num_set_layers=num_set_layers)
         super().__init__(num_slots, image_size, **options)
         self._add_scene_variable(self.latent_dim, own)
 
@@ -181,7 +182,7 @@ class SceneGenesis(SceneVariable, Genesis):
             "scene_encoder": scene_encoder,
             "detach_slots": detach_slots,
         }
-        _check_sizes(own)
+        check_sizes(scene_dim=scene_dim, num_set_layers=num_set_layers)
         if scene_encoder not in ("set", "sequence"):
             raise ConfigurationError(f"scene_encoder={scene_encoder!r} is unknown: use 'set' or 'sequence'")
         super().__init__(num_slots, image_size, **options)
@@ -202,9 +203,3 @@ class SceneGenesis(SceneVariable, Genesis):
 
     def _prior_of(self, scene: Scene) -> tuple[Tensor, Tensor]:
         return self.prior(scene.latents["sample"], scene.latents["scene_sample"])
-
-
-def _check_sizes(options: dict[str, Any]) -> None:
-    for name in ("scene_dim", "num_set_layers"):
-        if options[name] < 1:
-            raise ConfigurationError(f"{name}={options[name]} is too small: use at least 1")

@@ -15,6 +15,7 @@ from lightning_genesis.layers.scene_encoder import SCENE_STATISTICS, SetEncoder,
 from lightning_genesis.layers.slot_sequence import CorrelatedScale, ScenePrior
 from lightning_genesis.metrics import bits_per_dimension
 from lightning_genesis.models.base import SceneModel
+from lightning_genesis.models.contract import check_sizes
 from lightning_genesis.models.emorl import EfficientMORL
 from lightning_genesis.models.pieces import compiled
 from lightning_genesis.models.segregation import (
@@ -79,7 +80,8 @@ class SRI(SceneModel):
         autoregressive_posterior: predict new scales; otherwise the slots keep those of the encoder.
         segregation_loss: train the encoder by L_seg alone; otherwise by L_SRI alone.
         shared_decoder: one decoder for L_seg and L_SRI, as in the paper; needed without L_seg.
-        likelihood: "mixture" (Equation 4, SRI-MoG) or "gaussian" (Equation 3, SRI-G).
+        likelihood: "mixture" (Equation 4, SRI-MoG), "gaussian" (Equation 3, SRI-G), or "pixel_mixture"; see
+            `GenesisV2`.
         std: standard deviation σ of the likelihood.
         normalized_likelihood: train with the density's `log √2π`; the ELBO always has it.
         compile: mode of `torch.compile` for three pieces in training: the encoder's network; scene variable,
@@ -377,9 +379,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for name, known in choices.items():
         if options[name] not in known:
             raise ConfigurationError(f"{name}={options[name]!r} is unknown: use one of {', '.join(known)}")
-    for name in ("scene_dim", "num_set_layers", "hidden_dim"):
-        if options[name] is not None and options[name] < 1:
-            raise ConfigurationError(f"{name}={options[name]} is too small: use at least 1")
+    check_sizes(**{name: options[name] for name in ("scene_dim", "num_set_layers", "hidden_dim")})
     if not options["segregation_loss"] and not options["shared_decoder"]:
         raise ConfigurationError(
             "segregation_loss=False leaves the encoder's decoder untrained: use shared_decoder=True with it"

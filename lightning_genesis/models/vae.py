@@ -10,7 +10,7 @@ from lightning_genesis.layers import BroadcastDecoder, GatedDecoder, GatedEncode
 from lightning_genesis.layers.gated_conv import posterior_scale
 from lightning_genesis.layers.weights import LowPrecision
 from lightning_genesis.models.base import SceneModel
-from lightning_genesis.models.contract import check_choice
+from lightning_genesis.models.contract import check_choice, check_sizes
 from lightning_genesis.objectives import gaussian_kl, gaussian_nll, sampled_gaussian_kl
 from lightning_genesis.precision import full_precision
 from lightning_genesis.scene import Noise, Scene, Terms, draw_gaussian, draw_normal
@@ -114,8 +114,7 @@ class VAE(SceneModel):
         **common: Any,
     ) -> None:
         check_choice("decoder", decoder, ("broadcast", "deconv"))
-        if latent_dim < 1:
-            raise ConfigurationError(f"latent_dim={latent_dim} is too small: use at least 1")
+        check_sizes(latent_dim=latent_dim)
         check_choice("component_activation", component_activation, ("sigmoid", "linear"))
         if not std > 0.0:
             raise ConfigurationError(f"std={std} is no standard deviation: use a positive number")

@@ -33,17 +33,19 @@ def random(*shape: int, seed: int, low: float = 0.0, high: float = 1.0) -> Tenso
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("whole_pixels", [False, True])
 @pytest.mark.parametrize("std", [0.7, 0.1])
-def test_mixture(std: float) -> None:
+def test_mixture(std: float, whole_pixels: bool) -> None:
     images = random(3, 3, 6, 6, seed=0)
     components, logits = random(3, 4, 3, 6, 6, seed=1), random(3, 4, 1, 6, 6, seed=2, low=-3.0, high=3.0)
 
     def exact(components: Tensor, log_masks: Tensor) -> Tensor:
-        joint = log_masks + Normal(components, std).log_prob(images.unsqueeze(1))
+        density = Normal(components, std).log_prob(images.unsqueeze(1))
+        joint = log_masks + (density.sum(dim=2, keepdim=True) if whole_pixels else density)
         return -joint.logsumexp(dim=1).sum(dim=(1, 2, 3))
 
     def found(components: Tensor, log_masks: Tensor) -> Tensor:
-        return mixture_nll(images, components, log_masks, std)
+        return mixture_nll(images, components, log_masks, std, whole_pixels=whole_pixels)
 
     compare(found, exact, [components, logits.log_softmax(dim=1)], 1e-4)
 

@@ -17,19 +17,43 @@ def scene(num_slots: int = 3, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     return images, components, logits.log_softmax(dim=1)
 
 
+@pytest.mark.parametrize("whole_pixels", [False, True])
 @pytest.mark.parametrize("std", [0.7, 0.1])
 @pytest.mark.parametrize("num_slots", [1, 3])
-def test_mixture(std: float, num_slots: int) -> None:
+def test_mixture(std: float, num_slots: int, whole_pixels: bool) -> None:
     images, components, log_masks = (x.double() for x in scene(num_slots))
-    normal = torch.distributions.Normal(components, std)
-    joint = log_masks.exp() * normal.log_prob(images.unsqueeze(1)).exp()
+    density = torch.distributions.Normal(components, std).log_prob(images.unsqueeze(1)).exp()
+    if whole_pixels:
+        density = density.prod(dim=2, keepdim=True)
+    joint = log_masks.exp() * density
     expected = -joint.sum(dim=1).log().sum(dim=(1, 2, 3))  # exponentiate, sum, logarithm, as published
-    torch.testing.assert_close(
-        mixture_nll(images, components, log_masks, std).double(), expected, rtol=1e-5, atol=1e-4
-    )
-    without = mixture_nll(images, components, log_masks, std, normalized=False).double()
+    for scale in (std, torch.full((num_slots,), std)):  # MONet's is a tensor
+        found = mixture_nll(images, components, log_masks, scale, whole_pixels=whole_pixels)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+    without = mixture_nll(
+        images, components, log_masks, std, normalized=False, whole_pixels=whole_pixels
+    ).double()
     constant = images[0].numel() * 0.5 * math.log(2.0 * math.pi)
     torch.testing.assert_close(without + constant, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_black_and_white_explain_red_channel_by_channel() -> None:
+    """Not as a whole pixel, which is either: half a chance per channel is log 2 each, then it is an error."""
+    red = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+    grey = torch.stack([torch.zeros(3), torch.ones(3)]).reshape(1, 2, 3, 1, 1)
+    halves = torch.full((1, 2, 1, 1, 1), math.log(0.5))
+    std = 0.1
+    found = [
+        float(
+            mixture_nll(red, grey, halves, std)
+            - mixture_nll(red, red[:, None], torch.zeros(1, 1, 1, 1, 1), std)
+        ),
+        float(
+            mixture_nll(red, grey, halves, std, whole_pixels=True)
+            - mixture_nll(red, red[:, None], torch.zeros(1, 1, 1, 1, 1), std, whole_pixels=True)
+        ),
+    ]
+    assert found == pytest.approx([3 * math.log(2.0), math.log(2.0) + 0.5 / std**2], rel=1e-4)
 
 
 @pytest.mark.parametrize("std", [0.7, 0.1])
