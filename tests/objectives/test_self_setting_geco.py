@@ -62,10 +62,30 @@ def test_every_branch_has_a_goal_of_its_own_and_meets_it_alone() -> None:
     assert objective.goal_met(DIMENSIONS).tolist() == [False, True]
 
 
-def test_it_resumes_bit_for_bit_before_and_after_the_goal_is_set() -> None:
+def test_with_a_window_it_waits_until_the_error_is_flat() -> None:
+    """Branch a falls by halves and flattens, b is flat at once: each has a goal when its window was flat."""
+    objective = made(branches=2, warmup_steps=3, flat_window=2, tolerance=0.05, smoothing=0.0)
+    errors = [1024.0, 512.0, 256.0, 128.0, 64.0, 32.0, 31.9, 31.8, 31.7, 31.0]
+    goals = []
+    for error in errors:
+        step(objective, error, 500.0)
+        goals.append([round(goal, 2) for goal in (objective.goal_set * DIMENSIONS).tolist()])
+    unset = round(UNSET * DIMENSIONS, 2)
+    # Windows end after 3, 5, 7 and 9 steps. Within the first two a falls from 256 over 64 to 31.9, ...
+    assert all(goal[0] < 0.9 * unset for goal in goals[:8])
+    assert [goal[0] for goal in goals[8:]] == pytest.approx([31.7 * 1.05] * 2, abs=0.01)
+    # ... b is flat within the first; before it there is no window to compare with.
+    assert all(goal[1] < 0.9 * unset for goal in goals[:4])
+    assert [goal[1] for goal in goals[4:]] == pytest.approx([525.0] * 6)
+    assert objective.beta[0].item() == pytest.approx(0.02, rel=1e-3)  # its goal is only just met
+    assert objective.beta[1] > 0.02  # met by 25 for five steps
+
+
+@pytest.mark.parametrize("flat_window", [None, 2])
+def test_it_resumes_bit_for_bit_before_and_after_the_goal_is_set(flat_window: int | None) -> None:
     errors = [9000.0 - 37.0 * number for number in range(12)]
-    for stop in (3, 5, 8):
-        whole, first, resumed = made(), made(), made()
+    for stop in (3, 5, 6, 8):
+        whole, first, resumed = (made(flat_window=flat_window) for _ in range(3))
         for error in errors:
             step(whole, error)
         for error in errors[:stop]:
@@ -120,9 +140,9 @@ def test_it_is_named_in_files_and_refuses_what_makes_no_sense() -> None:
     objective = objective_from_plain(made().plain())
     assert isinstance(objective, SelfSettingGECO)
     assert objective.plain() == made().plain()
-    for options, told in (({"warmup_steps": 0}, "warmup_steps=0"), ({"tolerance": -0.1}, "tolerance=-0.1")):
-        with pytest.raises(ConfigurationError, match=told):
-            SelfSettingGECO(**options)
+    for name, value in {"warmup_steps": 0, "tolerance": -0.1, "flat_window": 0}.items():
+        with pytest.raises(ConfigurationError, match=f"{name}={value}"):
+            SelfSettingGECO(**{**OPTIONS, name: value})
 
 
 def test_who_has_a_goal_and_when_it_is_met() -> None:
