@@ -39,7 +39,7 @@ MODELS = {
     "GENESIS": ("quickstart_genesis", ()),
     "GENESIS-S": ("quickstart_genesis", ("--model.two_stage", "false")),
     "GENESIS-V2": ("quickstart", ()),
-    "MONet-G": ("quickstart_monet", ()),
+    "MONet": ("quickstart_monet", ()),
     "Slot Attention": ("quickstart_slot_attention", ()),
     "SRI": ("quickstart_sri", ()),
 }
@@ -56,10 +56,7 @@ OTHER_DATA: dict[str, dict[str, tuple[str, ...]]] = {
     "shapestacks": {
         "GENESIS": (*SHAPESTACKS, "--model.std", "0.2", "--model.learning_rate", "7e-4"),
         "GENESIS-V2": (*SHAPESTACKS, *GAUSSIAN, "--model.latent_dim", "32", *CONSISTENT),
-        "MONet-G": (
-            *(*SHAPESTACKS, "--model.std", "0.15", "--model.learning_rate", "2e-3"),
-            *("--model.objective.goal", "-0.9"),
-        ),
+        "MONet": (*SHAPESTACKS, "--model.std", "0.15", "--model.learning_rate", "2e-3"),
         "Slot Attention": (*SHAPESTACKS, "--model.learning_rate", "1e-3"),
         "SRI": (*SHAPESTACKS, *GAUSSIAN, "--model.encoder_options.latent_dim", "32"),
     }
@@ -69,6 +66,7 @@ COLUMNS = {
     "ARI-FG decoded": ("ari_fg", 2),
     "ARI-FG attention": ("ari_fg_attention", 2),
     "mSC-FG decoded": ("msc_fg", 2),
+    "mSC-FG attention": ("msc_fg_attention", 2),
     "MSE": ("mse", 4),
     "ELBO, nats": ("elbo", 0),
 }
