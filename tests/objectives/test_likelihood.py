@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_genesis.errors import ConfigurationError
+from lightning_genesis.models import SRI, EfficientMORL, Genesis, GenesisV2, MONet, SceneModel
 from lightning_genesis.objectives import gaussian_nll, mixture_nll
+from tests.test_sampling import small
 
 
 def scene(num_slots: int = 3, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,3 +138,22 @@ def test_float32_under_autocast() -> None:
     assert torch.equal(found, expected)
     assert mixture_nll(images.bfloat16(), components.bfloat16(), log_masks, 0.7).dtype == torch.float32
     assert gaussian_nll(images.bfloat16(), components[:, 0].bfloat16(), 0.7).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [Genesis, GenesisV2, MONet, SRI, EfficientMORL])
+def test_every_mixture_model_can_take_whole_pixels(kind: type[SceneModel]) -> None:
+    """The last branch's error is that of the scene that the model returns, pixel by pixel."""
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    options = {"likelihood": "pixel_mixture", "std": 0.3}
+    model = small(kind, **options)
+    with torch.no_grad():
+        scene = model(images)
+        terms = model.loss_terms(scene, images)
+    normal = torch.distributions.Normal(scene.components.double(), 0.3)
+    joint = scene.log_masks[:, :, 0] + normal.log_prob(images.double().unsqueeze(1)).sum(dim=2)
+    expected = -joint.logsumexp(dim=1).sum(dim=(1, 2))
+    if kind is EfficientMORL:  # whose default is not normalised
+        expected -= images[0].numel() * 0.5 * math.log(2.0 * math.pi)
+    torch.testing.assert_close(list(terms.values())[-1].nll.double(), expected, rtol=1e-5, atol=1e-2)
+    with pytest.raises(ConfigurationError, match="likelihood='pixels' is unknown"):
+        small(kind, likelihood="pixels")
