@@ -5,7 +5,7 @@ decoder out and ask about the prior alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -82,12 +82,16 @@ def read_images(dataset: Any, indices: Sequence[int]) -> Gathered:
 
 @torch.no_grad()
 def reconstructions(model: SceneModel, dataset: Any, indices: Sequence[int]) -> Iterator[Scene]:
-    """Scenes of images, with posterior samples by noise that belongs to each image."""
+    """Scenes of images as the decoder makes them of posterior samples; noise belongs to each image.
+
+    MONet's own reconstruction mixes by attention masks, which only an image has; here it is by decoded ones.
+    """
     device = next(model.parameters()).device
     for first in range(0, len(indices), BATCH_SIZE):
         batch = dataset.__getitems__(list(indices[first : first + BATCH_SIZE]))
         batch = model.on_after_batch_transfer({**batch, "image": batch["image"].to(device)}, 0)
-        yield model.predict_step(batch, 0)
+        scene: Scene = model.predict_step(batch, 0)
+        yield replace(scene, log_masks=scene.log_masks_of("decoded"), decoded_log_masks=None)
 
 
 @torch.no_grad()

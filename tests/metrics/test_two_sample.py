@@ -9,7 +9,7 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-from lightning_genesis.evaluation.generation import Gathered, compare, gather, recombined
+from lightning_genesis.evaluation.generation import Gathered, compare, gather, recombined, reconstructions
 from lightning_genesis.metrics.object_statistics import (
     count_blobs,
     hue,
@@ -24,7 +24,7 @@ from lightning_genesis.metrics.two_sample import (
     random_net_mmd,
     two_sample_accuracy,
 )
-from lightning_genesis.models import GenesisV2
+from lightning_genesis.models import GenesisV2, MONet
 from lightning_genesis.scene import Scene
 from tests.test_sampling import small
 
@@ -159,3 +159,21 @@ def test_recombined_scenes_use_every_slot_once() -> None:
     gathered = gather(recombined(model, slots))
     assert gathered.images.shape == (10, 3, 32, 32)
     assert gathered.objects is not None
+
+
+def test_reconstructions_are_what_the_decoder_can_make() -> None:
+    """MONet mixes by attention masks, which no sample has: its reference is mixed by decoded ones."""
+
+    class Images:
+        def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+            images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+            return {"image": images[indices], "index": torch.tensor(indices)}
+
+    model = small(MONet)
+    (scene,) = reconstructions(model, Images(), range(8))
+    assert scene.slot_latents is not None
+    with torch.no_grad():
+        decoded = model.decode(scene.slot_latents)  # type: ignore[operator]
+    torch.testing.assert_close(scene.reconstruction, decoded.reconstruction)
+    assert scene.attention_log_masks is not None
+    assert not torch.allclose(scene.log_masks, scene.attention_log_masks)
