@@ -30,7 +30,7 @@ endif
 
 install: .venv/installed ## set up .venv (about 20 s with uv, 2 to 3 min with pip)
 
-demo: install ## train GENESIS-V2 on embedded data for at most 5 minutes and show the result
+demo: install ## train MONet on embedded data for at most 5 minutes and show the result
 	$(BIN)/lightning-genesis demo
 
 test: install ## run the tests (minutes)

@@ -91,11 +91,10 @@ def test_priors_that_come_along_belong_to_the_weights(name: str, prior: str, tmp
 
 
 def test_the_demo_shows_the_weights_that_come_along(tmp_path: Path) -> None:
-    model, data = lightning_genesis.load(f"zoo:{FIRST}")
+    model, data = lightning_genesis.load(demo.SHIPPED)
     data.root, data.train_size, data.test_size = tmp_path, 8, 8
     data.prepare()
-    weights = find_weights(f"zoo:{FIRST}")
-    assert f"zoo:{FIRST}" == demo.SHIPPED
+    weights = find_weights(demo.SHIPPED)
     used = use_prior(model, weights, demo.PRIOR, weights)
     assert used["name"] == demo.PRIOR
     picture, walk = demo.draw({"shipped weights": model}, data, tmp_path / "pictures", num_images=2)
