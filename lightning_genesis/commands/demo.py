@@ -39,9 +39,8 @@ NEXT = (
 COLUMNS = {
     "MSE": "test/mse",
     "ELBO": "test/elbo",
-    "ARI-FG by attention": "test/ari_fg_attention",
-    "mSC-FG by attention": "test/msc_fg_attention",
-    "ARI-FG decoded": "test/ari_fg",
+    "ARI-FG": "test/ari_fg_attention",
+    "mSC-FG": "test/msc_fg_attention",
 }
 
 
@@ -146,7 +145,7 @@ def draw(
 
 def show(kind: str, rows: dict[str, dict[str, float]], pictures: list[Path], run: Path) -> None:
     """Prints the table and where everything is."""
-    table = Table("", *COLUMNS, title=f"{kind}, test split", box=SIMPLE_HEAD)
+    table = Table("", *COLUMNS, title=f"{kind}, test split, by attention masks", box=SIMPLE_HEAD)
     for name, values in rows.items():
         cells = [f"{values[key]:.4g}" if key in values else "" for key in COLUMNS.values()]
         table.add_row(name, *cells)
