@@ -25,7 +25,7 @@ from lightning_genesis.runs.zoo import find_weights
 from lightning_genesis.scene import IndexedNoise
 
 EXPERIMENT = "quickstart_monet.yaml"
-"""Segments best of all quickstarts after five minutes (docs/results.md)."""
+"""Has the sharpest masks and the least error of the quickstarts after five minutes (docs/results.md)."""
 SHIPPED = "zoo:monet_sprites"
 PRIOR = "set_flow"
 """Fitted to the shipped model's slots; it comes along too."""

@@ -33,7 +33,7 @@ def mixture_nll(
     the same number without that.
 
     With `whole_pixels` all channels of a pixel come from the same slot, as MONet's and IODINE's equations
-    say and as GENESIS's Equation 3 can be read. The published code of no model here has it. With one mixture
+    read and as GENESIS's Equation 3 can be read. The published code of no model here has it. With one mixture
     per channel a black and a white slot together explain every saturated colour, at log 2 nats per channel.
 
     Args:

@@ -23,7 +23,9 @@ class SelfSettingGECO(GECO):
     Set by hand, a goal that cannot be reached drives β to zero for ever, and one that is too easy lets the KL
     win at once; SRI (Appendix A.4.2) tunes it until it is "reached after about 20% of the training steps",
     which is where `warmup_steps` belongs. In a short training the error still falls then, and a goal that is
-    set by it is too easy: `flat_window` waits until it is flat. Not in any of the papers.
+    set by it is too easy: `flat_window` waits until it is flat. A plateau before the model has learned
+    anything is flat too, and then the run fails (docs/findings.md); a late `warmup_steps` is safer. Not in
+    any of the papers.
 
     The goals are part of the state, so that a resumed run keeps them. As in `GECO` the error is averaged over
     micro-batches and ranks, so that all ranks set the same goal.
